@@ -1,0 +1,64 @@
+# The README's two commands are `make run` and `make test`; each sets up what it needs.
+# Needs Python >= 3.11 and make, nothing else. PYTHON=/path/to/python chooses another.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
+PROJECT := $(wildcard authws tests examples)
+
+.PHONY: run test security check format install install-dev lock clean
+.DEFAULT_GOAL := run
+
+run: install
+	$(BIN)/authws serve --demo
+
+test: install-dev
+	@sh scripts/system_packages.sh
+	@sh scripts/node_packages.sh
+	$(BIN)/python -m pytest
+
+security: install-dev
+	@$(BIN)/python -m pytest -q tests/security
+
+check: install-dev
+	$(BIN)/ruff check $(PROJECT)
+	$(BIN)/ruff format --check $(PROJECT)
+	$(BIN)/mypy $(PROJECT)
+	$(BIN)/python -m pytest -q tests/test_layers.py $(wildcard tests/test_docs.py)
+
+format: install-dev
+	$(BIN)/ruff check --fix $(PROJECT)
+	$(BIN)/ruff format $(PROJECT)
+
+# The stamps make a second install a matter of milliseconds.
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@python=$$(sh scripts/find_python.sh) && \
+	  echo "making $(VENV) with $$($$python --version)" && \
+	  sh scripts/make_venv.sh "$$python" $(VENV)
+
+$(VENV)/.installed: pyproject.toml requirements.lock | $(VENV)/bin/python
+	@echo "installing authws and what it needs (pinned, hashes checked)"
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
+	@echo "installing what the tests need (pinned, hashes checked)"
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# Needs uv on the PATH. No lock names an index: each machine has its own.
+UV ?= uv
+COMPILE = $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+  pyproject.toml --extra postgres
+
+lock:
+	$(COMPILE) --group build -o requirements.lock
+	$(COMPILE) --group dev -c requirements.lock -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache
