@@ -1,0 +1,178 @@
+"""Which pages may open a connection, and by which names we may be called.
+
+No browser asks before a WebSocket handshake leaves for another site, and cookies go
+with it: the server is the only place where a foreign page can be turned away
+(RFC 6455, 10.2). Origin and Host are compared with configured values, never with each
+other, because whoever rebinds a DNS name controls both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+
+from authws.exceptions import ConfigurationError, ForbiddenOriginError
+
+__all__ = ["HostPolicy", "Origin", "OriginPolicy", "check_fetch_site"]
+
+MAX_HOST = 253
+"""RFC 1035, 2.3.4: 255 octets on the wire are 253 characters of text."""
+MAX_ORIGIN = len("https://") + MAX_HOST + len(":65535")
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = rf"(?P<host>{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]{{2,45}}\])"
+_PORT = r"(?::(?P<port>[1-9][0-9]{0,4}))?"
+# Everything that these do not spell out is refused: user names, paths, backslashes,
+# trailing dots, spaces, and all that is not ASCII (a browser sends punycode).
+_FLAGS = re.ASCII | re.IGNORECASE
+ORIGIN = re.compile(rf"(?P<scheme>https?)://{_HOST}{_PORT}", _FLAGS)
+AUTHORITY = re.compile(rf"{_HOST}{_PORT}", _FLAGS)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a page comes from (RFC 6454, 4), in its one canonical form."""
+
+    scheme: str
+    host: str
+    """In lower case; an IPv6 address compressed, without brackets."""
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Origin:
+        """Return the origin that the text spells.
+
+        Letter case, a default port and the spelling of an IPv6 address make no
+        difference; a surplus of any kind does.
+
+        Raises:
+            ValueError: it is not an http or https origin; ``null`` is not.
+        """
+        match = ORIGIN.fullmatch(text) if len(text) <= MAX_ORIGIN else None
+        if match is None:
+            raise ValueError("not an origin such as https://app.example.com")
+        scheme = match["scheme"].lower()
+        port = _port(match["port"]) or DEFAULT_PORTS[scheme]
+        return cls(scheme, _canonical_host(match["host"]), port)
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        default = self.port == DEFAULT_PORTS[self.scheme]
+        return f"{self.scheme}://{host}" + ("" if default else f":{self.port}")
+
+
+@dataclass(frozen=True, slots=True)
+class OriginPolicy:
+    """The pages that may connect."""
+
+    allowed: frozenset[Origin]
+
+    def check(self, headers: Sequence[str], required: bool) -> Origin | None:
+        """Return the allowed origin that the ``Origin`` headers name.
+
+        Without a header the answer is None, unless one is ``required``: every browser
+        sends it (RFC 6455, 4.1), so who does not is no browser, and holds a cookie by
+        other means than a browser's jar.
+
+        Raises:
+            ForbiddenOriginError: it is missing and required, repeated, ``null``,
+                malformed or not allowed.
+        """
+        if not headers and not required:
+            return None
+        if len(headers) != 1:  # RFC 6454, 7.3: a browser sends exactly one
+            raise ForbiddenOriginError(", ".join(headers) or None)
+        try:
+            origin = Origin.parse(headers[0])
+        except ValueError:
+            raise ForbiddenOriginError(headers[0]) from None
+        if origin not in self.allowed:
+            raise ForbiddenOriginError(headers[0])
+        return origin
+
+
+def check_fetch_site(values: Sequence[str]) -> None:
+    """Refuse what a browser itself calls cross-site, by its ``Sec-Fetch-Site``.
+
+    A second line behind the origin. Other values pass, unknown ones too, as the Fetch
+    Metadata specification asks; and so does absence, for browsers that lack it.
+
+    Raises:
+        ForbiddenOriginError: one of the values says ``cross-site``.
+    """
+    if any("cross-site" in value.lower() for value in values):
+        raise ForbiddenOriginError("Sec-Fetch-Site: cross-site")
+
+
+@dataclass(frozen=True, slots=True)
+class HostPolicy:
+    """The names by which this service may be called, against DNS rebinding.
+
+    Raises:
+        ConfigurationError: an allowed name is not a host name or an address; a port,
+            a pattern or a URL is not one.
+    """
+
+    allowed: frozenset[str]
+    """Host names and addresses without ports, brackets around IPv6 as you like."""
+
+    def __post_init__(self) -> None:
+        names = frozenset(_configured_host(name) for name in self.allowed)
+        object.__setattr__(self, "allowed", names)
+
+    def allows(self, headers: Sequence[str]) -> bool:
+        """Tell whether the ``Host`` headers are exactly one and name this service.
+
+        The port is not compared: behind a proxy or a tunnel it is somebody else's.
+        """
+        # RFC 9112, 3.2: one Host, of this grammar; ``good.example/x?`` is none.
+        if len(headers) != 1 or len(headers[0]) > MAX_ORIGIN:
+            return False
+        match = AUTHORITY.fullmatch(headers[0])
+        if match is None:
+            return False
+        try:
+            _port(match["port"])
+            return _canonical_host(match["host"]) in self.allowed
+        except ValueError:
+            return False
+
+
+def _port(text: str | None) -> int | None:
+    port = int(text) if text else None
+    if port is not None and port > 65535:
+        raise ValueError("no such port")
+    return port
+
+
+def _canonical_host(host: str) -> str:
+    """Give a host that fits the grammar its one spelling, or raise ValueError."""
+    host = host.lower()
+    try:
+        if host.startswith("["):
+            return IPv6Address(host[1:-1]).compressed
+        # A last label of digits makes it an IPv4 address to a browser (WHATWG URL,
+        # 3.5), which sends its dotted form: 127.1 and 0x7f.1 come from elsewhere.
+        if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2]):
+            return str(IPv4Address(host))
+    except AddressValueError:
+        raise ValueError("no such address") from None
+    if len(host) > MAX_HOST:
+        raise ValueError("a host name is at most 253 characters")
+    return host
+
+
+def _configured_host(name: str) -> str:
+    bare_ipv6 = ":" in name and not name.startswith("[")
+    match = AUTHORITY.fullmatch(f"[{name}]" if bare_ipv6 else name)
+    try:
+        if match is None or match["port"]:
+            raise ValueError("not a host")
+        return _canonical_host(match["host"])
+    except ValueError:
+        raise ConfigurationError(
+            f"an allowed host is a name or an address, without a port: {name!r:.200}"
+        ) from None
