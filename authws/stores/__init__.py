@@ -1,0 +1,5 @@
+"""What must survive a restart: users, sessions, refresh tokens, used tickets, keys.
+
+Stores answer with plain frozen values and close every transaction before they return,
+so nobody above this floor ever holds a database connection.
+"""

@@ -1,0 +1,284 @@
+"""The one door to the database: SQLite by default, PostgreSQL when grown up.
+
+Everything that the two do differently is said here, so that the stores speak one SQL:
+how a transaction begins, how an insert can succeed once, and how a failure is named.
+Whatever fails here leaves as UnavailableError, because a decision that cannot be read
+must be refused (fail closed), never guessed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Table, event, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from authws.exceptions import ConfigurationError, UnavailableError
+
+try:
+    from asyncpg import InterfaceError, PostgresError
+except ImportError:  # the extra authws[postgres] is not installed
+    DRIVER_ERRORS: tuple[type[Exception], ...] = ()
+else:
+    # A refused login or a server that is just starting reaches us unwrapped.
+    DRIVER_ERRORS = (InterfaceError, PostgresError)
+
+__all__ = ["Database", "insert_once", "migrate"]
+
+FAILURES: tuple[type[Exception], ...] = (SQLAlchemyError, OSError, *DRIVER_ERRORS)
+BUSY_SECONDS = 5.0
+"""How long a writer waits for another process's transaction on SQLite."""
+POOL_SECONDS = 10.0
+"""How long a query waits for a connection: a handshake has no use for more."""
+STATEMENT_SECONDS = 30.0
+MIGRATION_SECONDS = 60.0
+"""How long a process that starts waits for another that is migrating."""
+MIGRATION_LOCK = 0x61757468
+"""Names our advisory lock on PostgreSQL: "auth" in ASCII."""
+
+DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+}
+
+
+class Database:
+    """An async engine whose transactions end in a commit, an error, or neither.
+
+    Args:
+        url: ``sqlite:////path/to/file.db`` or ``postgresql://user:password@host/name``.
+
+    Raises:
+        ConfigurationError: the URL is of another kind, the file cannot be made, or the
+            driver is not installed. The message never holds the password.
+    """
+
+    def __init__(self, url: str) -> None:
+        parsed = _parse(url)
+        self._engine = _engine(parsed)
+        self._writer = self._engine.execution_options(authws_writes=True)
+        # SQLite has one writer at a time. Queueing here is fair and costs nothing;
+        # queueing in its busy handler polls, and gives up on the unlucky.
+        self._turn = asyncio.Lock() if _is_sqlite(parsed) else nullcontext()
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction that may write; it commits when the block ends well.
+
+        Raises:
+            UnavailableError: the database cannot be reached or refused.
+        """
+        async with self._turn:
+            with _failures():
+                async with self._writer.begin() as connection:
+                    yield connection
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[AsyncConnection]:
+        """Open a connection to read with, one statement or several.
+
+        Raises:
+            UnavailableError: the database cannot be reached or refused.
+        """
+        with _failures():
+            async with self._engine.connect() as connection:
+                yield connection
+
+    async def ping(self) -> None:
+        """Ask the database for the least it can answer.
+
+        Raises:
+            UnavailableError: it did not answer.
+        """
+        async with self.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def dispose(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+    def __repr__(self) -> str:
+        return f"Database({self._engine.url.render_as_string(hide_password=True)!r})"
+
+
+async def insert_once(
+    connection: AsyncConnection, table: Table, values: Mapping[str, Any]
+) -> bool:
+    """Insert a row unless its primary key is taken; tell whether it was inserted.
+
+    Of any number of concurrent calls exactly one is told so, by one statement and not
+    by a look before it.
+    """
+    insert = (
+        postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    )
+    statement = insert(table).values(values).on_conflict_do_nothing()
+    key = next(iter(table.primary_key))
+    return (await connection.execute(statement.returning(key))).first() is not None
+
+
+def migrate(url: str) -> None:
+    """Bring the tables up to date; do nothing when they are.
+
+    Blocks until done, and may be called with or without a running event loop. When
+    several processes start at once, one migrates and the others wait for it.
+
+    Raises:
+        ConfigurationError: as for ``Database``.
+        UnavailableError: the database cannot be reached, or refused.
+    """
+    parsed = _parse(url)
+    with ThreadPoolExecutor(max_workers=1) as thread:  # a loop of its own, in a thread
+        thread.submit(lambda: asyncio.run(_migrate(parsed))).result()
+
+
+async def _migrate(url: URL) -> None:
+    deadline = time.monotonic() + MIGRATION_SECONDS
+    while True:
+        try:
+            return await _migrate_once(url)
+        except OperationalError as error:
+            # Two processes that turn on WAL in a new file meet in a lock which SQLite
+            # reports at once, without asking the busy handler.
+            if "locked" not in str(error.orig) or time.monotonic() > deadline:
+                raise UnavailableError(_describe(error)) from error
+        except FAILURES as error:
+            raise UnavailableError(_describe(error)) from error
+        await asyncio.sleep(0.1)
+
+
+async def _migrate_once(url: URL) -> None:
+    engine = _engine(url)
+    try:
+        writer = engine.execution_options(authws_writes=True)
+        async with writer.begin() as connection:
+            # SQLite's BEGIN IMMEDIATE already holds the others back.
+            if connection.dialect.name == "postgresql":
+                await connection.execute(
+                    text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK}
+                )
+            await connection.run_sync(_upgrade)
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", "authws.stores:migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Turn whatever a database can do to us into one error: we cannot decide."""
+    try:
+        yield
+    except FAILURES as error:
+        raise UnavailableError(_describe(error)) from error
+
+
+def _describe(error: Exception) -> str:
+    """Name a failure without its SQL, whose parameters may be anyone's data."""
+    return f"database: {type(getattr(error, 'orig', None) or error).__name__}"
+
+
+def _parse(text: str) -> URL:
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        # The cause may quote the URL, password and all: it stays behind.
+        raise ConfigurationError("the database URL is not a URL") from None
+    driver = DRIVERS.get(url.drivername)
+    if driver is None:
+        raise ConfigurationError(
+            "the database URL must start with sqlite:/// or postgresql://, "
+            f"not {url.drivername!r:.40}"
+        )
+    url = url.set(drivername=driver)
+    if _is_sqlite(url) and url.database in {None, "", ":memory:"}:
+        raise ConfigurationError(
+            "the SQLite database must be a file: sqlite:////path/to/authws.db"
+        )
+    if "sslmode" in url.query:  # libpq's name, which people paste; asyncpg says ssl
+        mode = url.query["sslmode"]
+        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+    return url
+
+
+def _is_sqlite(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite"
+
+
+def _engine(url: URL) -> AsyncEngine:
+    if _is_sqlite(url):
+        return _sqlite_engine(url)
+    try:
+        return create_async_engine(
+            url,
+            hide_parameters=True,
+            pool_pre_ping=True,
+            pool_timeout=POOL_SECONDS,
+            connect_args={
+                "timeout": POOL_SECONDS,
+                "command_timeout": STATEMENT_SECONDS,
+            },
+        )
+    except ImportError:
+        raise ConfigurationError(
+            "PostgreSQL needs a driver: pip install 'authws[postgres]'"
+        ) from None
+
+
+def _sqlite_engine(url: URL) -> AsyncEngine:
+    _make_private_file(Path(url.database or ""))
+    engine = create_async_engine(url, hide_parameters=True, pool_timeout=POOL_SECONDS)
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _make_private_file(path: Path) -> None:
+    """Create the file readable by its owner only; -wal and -shm take after it."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise ConfigurationError(
+            f"the database file {path} cannot be opened: {error.strerror}"
+        ) from error
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # The driver's own BEGIN comes late and deferred: a transaction that reads and then
+    # writes would fail at once when another wrote between. We say BEGIN ourselves.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # NORMAL may lose the last commits when the power fails: a used ticket would be
+    # good again, and a revoked session alive.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A reader needs no transaction: each statement is one, and saves two round trips.
+    if connection.get_execution_options().get("authws_writes"):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
