@@ -590,7 +590,7 @@ def test_lifetime_is_capped() -> None:  # TOK-23
 
 
 def test_lifetime_at_its_cap_survives_the_rounding_of_floats() -> None:
-    ttl = 0.1
+    ttl = 900.7
     verifier = make_verifier(max_lifetime=ttl)
     rounded_up = 0
     for step in range(100):
