@@ -37,6 +37,7 @@ __all__ = [
     "TokenIssuer",
     "TokenKind",
     "TokenVerifier",
+    "key_id",
 ]
 
 TokenKind = Literal["access", "ticket"]
@@ -308,7 +309,21 @@ class TokenVerifier:
             raise InvalidTokenError("token is not valid yet")
         # RFC 7519, 4.1.4: on or after exp a token must not be accepted.
         if claims.expires_at <= now - self._leeway:
-            raise ExpiredTokenError("token has expired")
+            raise ExpiredTokenError("token has expired", claims.session)
+
+
+def key_id(token: str) -> str | None:
+    """Return the id of the key that a token names, before anything is believed of it.
+
+    Good for fetching keys, and for nothing else.
+    """
+    parts = COMPACT.fullmatch(token) if len(token) <= MAX_TOKEN_BYTES else None
+    if parts is None:
+        return None
+    try:
+        return _text(_parse(_decode(parts[1]), "header"), "kid", MAX_KID)
+    except InvalidTokenError:
+        return None
 
 
 def _algorithms() -> dict[AlgorithmName, Algorithm]:

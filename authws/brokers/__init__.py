@@ -1,0 +1,1 @@
+"""Carrying messages from whoever publishes to whoever subscribed."""

@@ -1,0 +1,287 @@
+"""The room protocol's vocabulary, ``authws.v1``: JSON objects with a ``type``.
+
+``parse`` turns a client's text into one of the five client messages; the builders
+below it return the server's messages, encoded. A publisher's ``data`` is kept as the
+JSON text it came as (``msgspec.Raw``), validated but never re-encoded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from authws.exceptions import MessageError
+from authws.principal import Principal
+
+__all__ = [
+    "MAX_JSON_DEPTH",
+    "SUBPROTOCOL",
+    "Auth",
+    "ClientMessage",
+    "Join",
+    "Leave",
+    "Ping",
+    "Publish",
+    "ack",
+    "auth_expiring",
+    "auth_ok",
+    "auth_required",
+    "check_room",
+    "error",
+    "is_auth",
+    "joined",
+    "left",
+    "parse",
+    "parse_auth",
+    "pong",
+    "presence",
+    "room_message",
+]
+
+SUBPROTOCOL = "authws.v1"
+MAX_JSON_DEPTH = 64
+"""Nesting that a message may have; Centrifugo and browsers meet far less."""
+MAX_ID_LENGTH = 64
+
+_ROOM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+
+MessageId = str | int | None
+
+
+class Auth(msgspec.Struct, tag="auth", tag_field="type"):
+    """Present, or renew, the credential."""
+
+    token: str
+
+
+class Join(msgspec.Struct, tag="join", tag_field="type"):
+    """Become a member of a room."""
+
+    room: str
+
+
+class Leave(msgspec.Struct, tag="leave", tag_field="type"):
+    """Stop being a member of a room."""
+
+    room: str
+
+
+class Publish(msgspec.Struct, tag="publish", tag_field="type"):
+    """Send ``data`` to every member of a room, oneself included."""
+
+    room: str
+    data: msgspec.Raw
+    id: MessageId = None
+
+
+class Ping(msgspec.Struct, tag="ping", tag_field="type"):
+    """Ask whether the server is there (browsers cannot send protocol pings)."""
+
+    id: MessageId = None
+
+
+ClientMessage = Auth | Join | Leave | Publish | Ping
+
+_decoder = msgspec.json.Decoder(ClientMessage)
+_encode = msgspec.json.Encoder().encode
+
+
+def parse(text: str) -> ClientMessage:
+    """Read one client message.
+
+    Raises:
+        MessageError: ``malformed`` for anything that is not one of the five, exactly.
+    """
+    if _too_deep(text):
+        raise MessageError("malformed", f"JSON nested deeper than {MAX_JSON_DEPTH}")
+    try:
+        message = _decoder.decode(text)
+    except (msgspec.ValidationError, UnicodeError) as exc:
+        raise MessageError("malformed", _shape(exc)) from None
+    except (msgspec.DecodeError, RecursionError):
+        raise MessageError("malformed", "not a JSON text (RFC 8259)") from None
+    if isinstance(message, Auth):
+        return parse_auth(text)
+    _check_id(getattr(message, "id", None))
+    return message
+
+
+def parse_auth(text: str) -> Auth:
+    """Read an ``auth`` message as strictly as a credential deserves.
+
+    A member that stands twice is refused, since two parsers may keep different ones
+    (RFC 8259, section 4). Members we do not know are ignored: who somebody is comes
+    from the token alone.
+
+    Raises:
+        MessageError: ``auth_missing`` for another message, or one with no token;
+            ``auth_malformed`` for what is not a JSON object with each member once.
+    """
+    if _too_deep(text):
+        raise MessageError("auth_malformed", "JSON nested too deep")
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_int=str,  # no number matters here, and a long one costs time
+        )
+    except (ValueError, RecursionError):
+        raise MessageError("auth_malformed", "not one JSON object") from None
+    if not isinstance(value, dict):
+        raise MessageError("auth_malformed", "not a JSON object")
+    kind = value.get("type")
+    if not isinstance(kind, str):
+        raise MessageError("auth_malformed", "no type")
+    if kind != "auth":
+        raise MessageError("auth_missing", "an auth message must come first")
+    token = value.get("token")
+    if token is None or token == "":
+        raise MessageError("auth_missing", "no token in the auth message")
+    if not isinstance(token, str):
+        raise MessageError("auth_malformed", "the token is not a string")
+    return Auth(token)
+
+
+def is_auth(text: str) -> bool:
+    """Tell whether a text is meant as an ``auth`` message, however well formed."""
+    if '"auth"' not in text or not text.lstrip().startswith("{") or _too_deep(text):
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("type") == "auth"
+
+
+def check_room(room: str) -> str:
+    """Return a room's name if it is one: 1 to 128 of ``A-Z a-z 0-9 _ . : -``.
+
+    Raises:
+        MessageError: ``room_invalid``.
+    """
+    if not _ROOM.fullmatch(room):
+        raise MessageError(
+            "room_invalid", "a room is 1 to 128 letters, digits, or any of _ . : -"
+        )
+    return room
+
+
+def auth_required(timeout: float) -> str:
+    """Ask for the first message; ``timeout`` in seconds."""
+    return _text({"type": "auth_required", "timeout": timeout})
+
+
+def auth_ok(principal: Principal, connection: str, now: float) -> str:
+    """Tell a peer who it is; always the first message after authentication."""
+    return _text(
+        {
+            "type": "auth_ok",
+            "subject": principal.subject,
+            "strategy": principal.strategy,
+            "connection": connection,
+            "scopes": sorted(principal.scopes),
+            "expires_at": principal.expires_at,
+            "server_time": now,
+        }
+    )
+
+
+def auth_expiring(expires_at: float) -> str:
+    """Warn that the credential ends at ``expires_at`` unless it is renewed."""
+    return _text({"type": "auth_expiring", "expires_at": expires_at})
+
+
+def joined(room: str, members: Iterable[str]) -> str:
+    """Confirm a join; ``members`` are the subjects present, oneself included."""
+    return _text({"type": "joined", "room": room, "members": sorted(members)})
+
+
+def left(room: str) -> str:
+    """Confirm that the connection is no longer in the room."""
+    return _text({"type": "left", "room": room})
+
+
+def presence(room: str, subject: str, event: str) -> bytes:
+    """Tell members that a subject ``joined`` or ``left`` the room."""
+    return _encode(
+        {"type": "presence", "room": room, "subject": subject, "event": event}
+    )
+
+
+def room_message(room: str, sender: str, data: msgspec.Raw, at: float) -> bytes:
+    """Build a room's message; ``from`` is the principal's subject, never a claim."""
+    return _encode(
+        {"type": "message", "room": room, "from": sender, "data": data, "at": at}
+    )
+
+
+def ack(message_id: str | int) -> str:
+    """Confirm that the publish with this id was handed to the broker."""
+    return _text({"type": "ack", "id": message_id})
+
+
+def pong(message_id: MessageId) -> str:
+    """Answer a ping."""
+    return _text(_with_id({"type": "pong"}, message_id))
+
+
+def error(refusal: MessageError) -> str:
+    """Say why a message was refused."""
+    body = {"type": "error", "slug": refusal.slug, "detail": refusal.detail}
+    return _text(_with_id(body, refusal.message_id))
+
+
+def _text(value: dict[str, Any]) -> str:
+    return _encode(value).decode()
+
+
+def _with_id(body: dict[str, Any], message_id: MessageId) -> dict[str, Any]:
+    return body if message_id is None else {**body, "id": message_id}
+
+
+def _too_deep(text: str) -> bool:
+    """Tell whether JSON nests beyond the limit; brackets in strings do not count."""
+    if text.count("[") + text.count("{") <= MAX_JSON_DEPTH:
+        return False
+    depth = 0
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', text, re.DOTALL):
+        bracket = token[0]
+        if bracket in "[{":
+            depth += 1
+            if depth > MAX_JSON_DEPTH:
+                return True
+        elif bracket in "]}":
+            depth -= 1
+    return False
+
+
+def _check_id(message_id: MessageId) -> None:
+    if isinstance(message_id, str) and len(message_id) > MAX_ID_LENGTH:
+        raise MessageError("malformed", f"an id has at most {MAX_ID_LENGTH} characters")
+    if isinstance(message_id, int) and abs(message_id) > 2**53:
+        # RFC 8259, section 6: beyond this a JavaScript number is another number
+        raise MessageError("malformed", "an integer id is at most 2^53")
+
+
+def _shape(exc: Exception) -> str:
+    """Name the member that is wrong; msgspec quotes the peer's value, we do not."""
+    where = re.search(r"`(\$[^`]*)`$", str(exc))
+    return f"unexpected or missing value at {where[1]}" if where else (
+        "an object with a known type, and the members of that type, is expected"
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("duplicate member")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

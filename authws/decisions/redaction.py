@@ -1,0 +1,134 @@
+"""Blanking credentials wherever text is about to be kept.
+
+Two nets, one behind the other: parameters whose name promises a secret, in whatever
+spelling, and values whose shape is one of ours (a JWT, a refresh token), wherever they
+stand. A third net is that strategies take the token out of the ASGI scope.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+__all__ = ["REDACTED", "install_log_redaction", "redact", "redact_query"]
+
+REDACTED = "[redacted]"
+
+_NAMES = (
+    "token|access_token|refresh_token|id_token|ticket|jwt|auth|authorization"
+    "|password|passwd|secret|session|api_key|apikey|key|code"
+)
+
+
+def _encoded(name: str) -> str:
+    """Match a name with any of its letters percent-encoded."""
+    return "".join(
+        f"(?:{re.escape(c)}|%{ord(c):02x}|%{ord(c.upper()):02x})" if c != "|" else "|"
+        for c in name
+    )
+
+
+_QUERY = re.compile(rf"(?i)([?&;](?:{_encoded(_NAMES)})=)[^&#\s\"']*")
+# "ey" is how the base64url of a JSON object begins, whatever white space follows "{"
+_JWT = re.compile(r"ey[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?=*")
+_REFRESH = re.compile(r"rt_[A-Za-z0-9_-]{20,}")
+_COOKIE = re.compile(r"(?i)((?:__Host-)?authws=)[^;\s\"']+")
+_HEADER = re.compile(r"(?i)(\b(?:bearer|basic)\s+)[^\s\"',]+")
+_MEMBER = re.compile(
+    r"""(?ix)(["'](?:token|access_token|refresh_token|ticket|password|secret|cookie
+    |current_password|new_password)["']\s*[:=]\s*)(?:b?"[^"]*"|b?'[^']*')"""
+)
+
+
+def redact(text: str) -> str:
+    """Return ``text`` with every credential in it blanked."""
+    if len(text) < 8:
+        return text
+    text = _QUERY.sub(rf"\g<1>{REDACTED}", text)
+    text = _MEMBER.sub(rf'\g<1>"{REDACTED}"', text)
+    text = _HEADER.sub(rf"\g<1>{REDACTED}", text)
+    text = _COOKIE.sub(rf"\g<1>{REDACTED}", text)
+    text = _REFRESH.sub(REDACTED, text)
+    return _JWT.sub(REDACTED, text)
+
+
+def redact_query(query_string: bytes) -> bytes:
+    """Return a query string with every parameter's value blanked, names kept.
+
+    What a handshake carries in its query is a credential or a guess at one: nothing
+    in it is worth a place in a log.
+    """
+    pairs = query_string.split(b"&")[:32]
+    return b"&".join(
+        name[:64] + b"=redacted" for name, _, _ in (p.partition(b"=") for p in pairs)
+    )
+
+
+class _RedactingRecord(logging.LogRecord):
+    """A log record whose message never shows a credential."""
+
+    def getMessage(self) -> str:  # noqa: N802 - logging's own name
+        return redact(super().getMessage())
+
+
+def _clean(value: object) -> object:
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value)
+    cleaned = redact(text)
+    return value if cleaned == text else cleaned
+
+
+def _clean_args(args: Any) -> Any:
+    # uvicorn's access formatter reads the arguments, not the message
+    if isinstance(args, tuple):
+        return tuple(_clean(arg) for arg in args)
+    if isinstance(args, Mapping):
+        return {key: _clean(value) for key, value in args.items()}
+    return args
+
+
+def install_log_redaction() -> None:
+    """Blank credentials in every record of every logger, tracebacks included.
+
+    The record factory is the one place that all loggers share, those included that
+    are made later; a filter would have to sit on each (a parent's filter does not see
+    a child's records, and Uvicorn logs the full query string of each WebSocket
+    handshake in ``uvicorn.error``). Calling it again changes nothing.
+    """
+    previous = logging.getLogRecordFactory()
+    if getattr(previous, "redacts", False):
+        return
+    logging.setLogRecordFactory(_redacting(previous))
+
+
+def _redacting(
+    previous: Callable[..., logging.LogRecord],
+) -> Callable[..., logging.LogRecord]:
+    formatter = logging.Formatter()
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = previous(*args, **kwargs)
+        if type(record) is logging.LogRecord:
+            record.__class__ = _RedactingRecord
+        record.args = _clean_args(record.args)
+        if isinstance(record.msg, str) and not record.args:
+            record.msg = redact(record.msg)
+        if _is_exception(record.exc_info):
+            # Formatter.format() prints exc_text where there is one
+            record.exc_text = redact(formatter.formatException(record.exc_info))  # type: ignore[arg-type]
+        return record
+
+    factory.redacts = True  # type: ignore[attr-defined]
+    return factory
+
+
+def _is_exception(
+    exc_info: tuple[type[BaseException], BaseException, TracebackType | None]
+    | tuple[None, None, None]
+    | None,
+) -> bool:
+    return bool(exc_info and exc_info[0])

@@ -1,0 +1,1 @@
+"""Live connections: who is here, in which rooms, and until when."""

@@ -1,0 +1,240 @@
+"""The hub: which connections are open, in which rooms, and who hears what.
+
+A message is encoded once and put into each member's outbox; nothing here waits for a
+peer, so one that is dead or slow costs the others nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+
+from authws.brokers.base import Broker
+from authws.clock import Clock
+from authws.close_codes import Close
+from authws.decisions import messages
+from authws.decisions.lifecycle import revocation_close
+from authws.decisions.revocations import RevocationSnapshot
+from authws.exceptions import MessageError, TooManyConnectionsError
+from authws.live.connection import Connection
+
+__all__ = ["Hub", "Room"]
+
+
+class Room:
+    """Its members, and how many connections each subject has in it."""
+
+    __slots__ = ("members", "subjects")
+
+    def __init__(self) -> None:
+        self.members: dict[str, Connection] = {}
+        self.subjects: Counter[str] = Counter()
+
+
+class Hub:
+    """Every open connection of this process."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        clock: Clock,
+        max_connections_per_user: int = 0,
+        max_rooms: int = 100,
+    ) -> None:
+        """Limits of 0 are off; ``max_rooms`` is per connection."""
+        self.connections: dict[str, Connection] = {}
+        self.rooms: dict[str, Room] = {}
+        self.revocations = RevocationSnapshot()
+        self.messages_delivered = 0
+        self._broker = broker
+        self._clock = clock
+        self._max_connections_per_user = max_connections_per_user
+        self._max_rooms = max_rooms
+        self._by_subject: defaultdict[str, dict[str, Connection]] = defaultdict(dict)
+        self._by_session: defaultdict[str, dict[str, Connection]] = defaultdict(dict)
+
+    async def start(self) -> None:
+        """Begin to receive what the broker carries."""
+        await self._broker.start(self._deliver)
+
+    # ------------------------------------------------------------------ coming, going
+
+    def admit(self, connection: Connection) -> None:
+        """Register a connection.
+
+        Raises:
+            TooManyConnectionsError: its user has as many as one user may have.
+        """
+        principal = connection.principal
+        of_subject = self._by_subject[principal.subject]
+        limit = self._max_connections_per_user
+        if len(of_subject) >= limit > 0:
+            raise TooManyConnectionsError(f"{limit} connections are open")
+        self.connections[connection.id] = connection
+        of_subject[connection.id] = connection
+        if principal.session:
+            self._by_session[principal.session][connection.id] = connection
+        connection.renewed = self._drop_forbidden_rooms
+
+    async def release(self, connection: Connection) -> None:
+        """Forget a connection; whoever shares a room with it is told."""
+        if self.connections.pop(connection.id, None) is None:
+            return
+        principal = connection.principal
+        _discard(self._by_subject, principal.subject, connection.id)
+        _discard(self._by_session, principal.session, connection.id)
+        for name in tuple(connection.rooms):
+            self._take_out(connection, name)
+            await self._unsubscribe_if_empty(name)
+
+    # -------------------------------------------------------------------------- rooms
+
+    async def join(self, connection: Connection, name: str) -> None:
+        """Make a connection a member of a room; joining twice changes nothing.
+
+        Raises:
+            MessageError: ``room_invalid``, ``forbidden``, ``too_many_rooms``.
+        """
+        messages.check_room(name)
+        if not connection.principal.may("join", name):
+            raise MessageError("forbidden", "no scope to join this room")
+        if name not in connection.rooms:
+            if len(connection.rooms) >= self._max_rooms > 0:
+                raise MessageError(
+                    "too_many_rooms", f"a connection may be in {self._max_rooms} rooms"
+                )
+            room = self.rooms.get(name)
+            if room is None:
+                room = self.rooms[name] = Room()
+                await self._broker.subscribe(name)
+            if not connection.is_open:
+                await self._unsubscribe_if_empty(name)
+                return
+            self._put_in(connection, name, room)
+        connection.post(messages.joined(name, self.rooms[name].subjects))
+
+    async def leave(self, connection: Connection, name: str) -> None:
+        """Take a connection out of a room.
+
+        Raises:
+            MessageError: ``not_joined``.
+        """
+        if name not in connection.rooms:
+            raise MessageError("not_joined", "not a member of this room")
+        self._take_out(connection, name)
+        connection.post(messages.left(name))
+        await self._unsubscribe_if_empty(name)
+
+    async def publish(self, connection: Connection, message: messages.Publish) -> None:
+        """Send a message to a room's members.
+
+        Raises:
+            MessageError: ``forbidden``, ``not_joined``; nobody received it then.
+        """
+        name = message.room
+        if name not in connection.rooms:
+            raise MessageError("not_joined", "join the room first", message.id)
+        if not connection.principal.may("publish", name):
+            raise MessageError("forbidden", "no scope to publish here", message.id)
+        body = messages.room_message(
+            name, connection.principal.subject, message.data, self._clock.now()
+        )
+        await self._broker.publish(name, body)
+        if message.id is not None:
+            connection.post(messages.ack(message.id))
+
+    def _put_in(self, connection: Connection, name: str, room: Room) -> None:
+        subject = connection.principal.subject
+        connection.rooms.add(name)
+        room.subjects[subject] += 1
+        if room.subjects[subject] == 1:
+            self._tell(room, messages.presence(name, subject, "joined"))
+        room.members[connection.id] = connection
+
+    def _take_out(self, connection: Connection, name: str) -> None:
+        room = self.rooms[name]
+        subject = connection.principal.subject
+        connection.rooms.discard(name)
+        del room.members[connection.id]
+        room.subjects[subject] -= 1
+        if room.subjects[subject] == 0:
+            del room.subjects[subject]
+            self._tell(room, messages.presence(name, subject, "left"))
+
+    async def _unsubscribe_if_empty(self, name: str) -> None:
+        room = self.rooms.get(name)
+        if room is not None and not room.members:
+            del self.rooms[name]
+            await self._broker.unsubscribe(name)
+
+    def _drop_forbidden_rooms(self, connection: Connection) -> None:
+        """After a renewal: leave the rooms that the new scopes no longer allow."""
+        for name in tuple(connection.rooms):
+            if not connection.principal.may("join", name):
+                self._take_out(connection, name)
+                connection.post(messages.left(name))
+
+    # ----------------------------------------------------------------------- delivery
+
+    def _deliver(self, channel: str, data: bytes) -> None:
+        room = self.rooms.get(channel)
+        if room is not None:
+            self._tell(room, data)
+
+    def _tell(self, room: Room, data: bytes) -> None:
+        text = data.decode()
+        # a member whose outbox overflows is ended, not removed: the room stands still
+        for member in room.members.values():
+            member.post(text)
+        self.messages_delivered += len(room.members)
+
+    # --------------------------------------------------------------------- revocation
+
+    def revoke_session(self, session: str) -> int:
+        """End every connection of a session; return how many there were."""
+        self.revocations.revoke_session(session, self._clock.now())
+        return self._end(self._by_session.get(session, {}).values(), revocation_close)
+
+    def revoke_subject(self, subject: str, at: float) -> int:
+        """End what a user had opened by ``at``; return how many connections that was.
+
+        A session that the user opened since then, after a new password, stays.
+        """
+        self.revocations.revoke_subject(subject, at)
+        older = (
+            connection
+            for connection in self.of_subject(subject)
+            if connection.principal.authenticated_at <= at
+        )
+        return self._end(older, revocation_close)
+
+    def of_subject(self, subject: str) -> Iterator[Connection]:
+        """The open connections of a user."""
+        return iter(tuple(self._by_subject.get(subject, {}).values()))
+
+    def end_all(self, close: Close) -> int:
+        """End every connection in the same way (a restart)."""
+        return self._end(self.connections.values(), lambda _: close)
+
+    def _end(
+        self,
+        connections: Iterable[Connection],
+        close: Callable[..., Close],
+    ) -> int:
+        ended = tuple(connections)
+        for connection in ended:
+            connection.end(close(connection.principal))
+        return len(ended)
+
+
+def _discard(
+    index: defaultdict[str, dict[str, Connection]], key: str, connection: str
+) -> None:
+    of_key = index.get(key)
+    if of_key is not None:
+        of_key.pop(connection, None)
+        if not of_key:
+            del index[key]
+
+

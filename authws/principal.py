@@ -1,0 +1,48 @@
+"""Who is on the other end: the one type every strategy ends in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Principal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is on the other end, what they may do, and until when we may believe it."""
+
+    subject: str
+    """The user's name: the token's ``sub`` (RFC 7519, 4.1.2)."""
+    scopes: frozenset[str]
+    """What the user may do, such as ``join:lobby`` (RFC 6749, 3.3)."""
+    expires_at: float
+    """When the credential ends: seconds since the epoch (RFC 7519, NumericDate)."""
+    session: str
+    """The session's public id: the token's ``sid``; empty for a foreign issuer's."""
+    strategy: str
+    """How the credential travelled: ``query_param``, ``first_message``, …"""
+    authenticated_at: float = 0.0
+    """When the user logged in (OpenID Connect Core, ``auth_time``)."""
+    issuer: str = ""
+    """Who vouches for the subject; empty for this service itself."""
+
+    def may(self, action: str, resource: str) -> bool:
+        """Tell whether a scope grants ``action`` (``join``, ``publish``) on a room.
+
+        A scope ``action:pattern`` grants the resource it names; a pattern that ends
+        in ``*`` grants every resource that starts with what stands before it.
+        """
+        wanted = f"{action}:{resource}"
+        return any(
+            wanted == scope
+            or (
+                scope.endswith("*")
+                and scope.startswith(f"{action}:")
+                and wanted.startswith(scope[:-1])
+            )
+            for scope in self.scopes
+        )
+
+    def has(self, scope: str) -> bool:
+        """Tell whether exactly this scope was granted."""
+        return scope in self.scopes

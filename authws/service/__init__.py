@@ -1,0 +1,1 @@
+"""The service: settings, routes, pages and the server that runs them."""

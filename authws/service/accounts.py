@@ -1,0 +1,316 @@
+"""What a person does with an account: log in, refresh, log out, change a password."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from authws.clock import Clock
+from authws.decisions.session_cookies import SessionCookieSigner, session_digest
+from authws.decisions.tokens import TokenIssuer
+from authws.exceptions import (
+    ExpiredTokenError,
+    ForbiddenError,
+    InvalidTokenError,
+    RateLimitedError,
+    RevokedTokenError,
+)
+from authws.live.authority import SessionRecords
+from authws.live.hub import Hub
+from authws.live.security_log import SecurityLog
+from authws.principal import Principal
+from authws.service.login_throttle import LoginThrottle
+from authws.stores.refresh_tokens import RefreshTokens
+from authws.stores.sessions import SessionKind, Sessions
+from authws.stores.users import (
+    InvalidUsernameError,
+    User,
+    Users,
+    normalize_username,
+)
+
+__all__ = ["Accounts", "BadCredentialsError", "Client", "Lifetimes", "Tokens"]
+
+MAX_WAITING = 256
+"""Logins from one address that may wait for one another."""
+
+
+class BadCredentialsError(InvalidTokenError):
+    """No such user, or not the password; the two are told apart by nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """How long things last, in seconds."""
+
+    access: float
+    ticket: float
+    refresh: float
+    session_idle: float
+    session_absolute: float
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Where a request comes from."""
+
+    address: str
+    user_agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a login gives."""
+
+    access_token: str
+    expires_in: int
+    refresh_token: str
+
+
+class Accounts:
+    """Every change of what somebody may do goes through here, and is logged here."""
+
+    def __init__(
+        self,
+        *,
+        users: Users,
+        sessions: Sessions,
+        refresh_tokens: RefreshTokens,
+        issuer: TokenIssuer,
+        cookies: SessionCookieSigner,
+        records: SessionRecords,
+        hub: Hub,
+        throttle: LoginThrottle,
+        log: SecurityLog,
+        clock: Clock,
+        lifetimes: Lifetimes,
+    ) -> None:
+        self._users = users
+        self._sessions = sessions
+        self._refresh_tokens = refresh_tokens
+        self._issuer = issuer
+        self._cookies = cookies
+        self._records = records
+        self._hub = hub
+        self._throttle = throttle
+        self._log = log
+        self._clock = clock
+        self._lifetimes = lifetimes
+        self._turns: defaultdict[str, _Turn] = defaultdict(_Turn)
+
+    # ------------------------------------------------------------------------- logins
+
+    async def log_in(self, username: str, password: str, client: Client) -> Tokens:
+        """Open a session of tokens.
+
+        Raises:
+            BadCredentialsError: unknown, disabled, or the wrong password.
+            RateLimitedError: too many failures; the password was not looked at.
+        """
+        user = await self._authenticate(username, password, client)
+        session = session_digest(secrets.token_urlsafe(32))
+        await self._open(session, "token", user, self._lifetimes.refresh, client)
+        return await self._issue(session, user.name, user.scopes)
+
+    async def open_session(self, username: str, password: str, client: Client) -> str:
+        """Open a cookie's session; return the cookie's value.
+
+        Raises:
+            BadCredentialsError, RateLimitedError: as ``log_in``.
+        """
+        user = await self._authenticate(username, password, client)
+        secret_id = self._cookies.new()
+        session = session_digest(secret_id)
+        await self._open(session, "cookie", user, self._lifetimes.session_idle, client)
+        return self._cookies.sign(secret_id)
+
+    async def refresh(self, refresh_token: str, client: Client) -> Tokens:
+        """Rotate a refresh token (RFC 9700, 4.14.2).
+
+        Raises:
+            InvalidTokenError, ExpiredTokenError, RevokedTokenError: and for a token
+                that was used before, the whole session is ended.
+        """
+        redeemed = await self._refresh_tokens.redeem(refresh_token, self._clock.now())
+        if redeemed is None:
+            self._refused("refresh_refused", "token_invalid", "", client)
+            raise InvalidTokenError("no such refresh token")
+        session = redeemed.session_id
+        if redeemed.reused:
+            await self._revoke(session)
+            self._refused("refresh_reused", "token_revoked", session, client)
+            raise RevokedTokenError("a used refresh token came back")
+        record = await self._records.get(session)
+        if record is None or self._records.is_revoked(record):
+            self._refused("refresh_refused", "token_revoked", session, client)
+            raise RevokedTokenError("the session was ended")
+        if redeemed.expired or record.expires_at <= self._clock.now():
+            self._refused("refresh_refused", "token_expired", session, client)
+            raise ExpiredTokenError("the refresh token has expired")
+        await self._sessions.touch(session, self._clock.now())
+        self._records.evict(session)
+        return await self._issue(session, record.subject, record.user_scopes)
+
+    def ticket(self, principal: Principal) -> tuple[str, int]:
+        """Return a single-use ticket and its life in seconds."""
+        now = self._clock.now()
+        expires_at = min(now + self._lifetimes.ticket, principal.expires_at)
+        ticket = self._issuer.ticket(
+            principal.subject,
+            principal.session,
+            principal.scopes,
+            now=now,
+            expires_at=expires_at,
+            connect_until=principal.expires_at,
+        )
+        return ticket, int(expires_at - now)
+
+    # ------------------------------------------------------------------------ endings
+
+    async def end_session(self, session: str, why: str, subject: str = "") -> None:
+        """End a session: its tokens, its tickets, its sockets. Idempotent."""
+        ended = await self._revoke(session)
+        self._log.write(
+            "session_ended", reason=why, subject=subject, sockets=str(ended)
+        )
+
+    async def end_own_session(self, principal: Principal, session: str) -> bool:
+        """End one of a person's own sessions; False if they have no such session."""
+        record = await self._records.get(session)
+        if record is None or record.subject != principal.subject:
+            return False
+        await self.end_session(session, "ended_by_user", principal.subject)
+        return True
+
+    async def change_password(
+        self, principal: Principal, current: str, new: str, client: Client
+    ) -> None:
+        """Change one's own password, and end one's other sessions.
+
+        Raises:
+            ForbiddenError: the current password is wrong.
+            PasswordError: the new one is refused.
+            RateLimitedError: too many wrong ones.
+        """
+        try:
+            user = await self._authenticate(principal.subject, current, client)
+        except BadCredentialsError:
+            raise ForbiddenError("the current password is wrong") from None
+        others = await self._users.set_password(
+            user.name, new, except_session=principal.session
+        )
+        for revocation in others:
+            self.forget(revocation.kind, revocation.key, revocation.at)
+        self._log.write(
+            "password_changed",
+            subject=user.name,
+            address=client.address,
+            sessions_ended=str(len(others)),
+        )
+
+    def forget(self, kind: str, key: str, at: float) -> None:
+        """Act on what was revoked at ``at``, here or by another process."""
+        if kind == "session":
+            self._records.evict(key)
+            self._hub.revoke_session(key)
+        else:
+            self._records.evict_subject(key)
+            self._hub.revoke_subject(key, at)
+
+    # ---------------------------------------------------------------------- internals
+
+    async def _authenticate(self, username: str, password: str, client: Client) -> User:
+        account = _account(username)
+        async with self._turn(client.address):
+            try:
+                await self._throttle.check(account, client.address)
+            except RateLimitedError:
+                self._refused("login_throttled", "rate_limited", account, client)
+                raise
+            user = await self._users.authenticate(username, password)
+            if user is None:
+                await self._throttle.failed(account, client.address)
+                self._refused("login_failed", "credentials_invalid", account, client)
+                raise BadCredentialsError("unknown user or wrong password")
+            await self._throttle.succeeded(account, client.address)
+        self._log.write("login", subject=user.name, address=client.address)
+        return user
+
+    @asynccontextmanager
+    async def _turn(self, address: str) -> AsyncIterator[None]:
+        """Take logins from one address one by one: what is counted after the password
+        was looked at would not stop a burst of guesses."""
+        turn = self._turns[address]
+        if turn.waiting >= MAX_WAITING:
+            raise RateLimitedError("too many logins at once from one address")
+        turn.waiting += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.waiting -= 1
+            if not turn.waiting:
+                self._turns.pop(address, None)
+
+    async def _open(
+        self,
+        session: str,
+        kind: SessionKind,
+        user: User,
+        idle_ttl: float,
+        client: Client,
+    ) -> None:
+        await self._sessions.create(
+            id=session,
+            subject=user.name,
+            kind=kind,
+            idle_ttl=idle_ttl,
+            expires_at=self._clock.now() + self._lifetimes.session_absolute,
+            user_agent=client.user_agent,
+            address=client.address,
+        )
+
+    async def _issue(
+        self, session: str, subject: str, scopes: frozenset[str]
+    ) -> Tokens:
+        now = self._clock.now()
+        record = await self._records.get(session)
+        if record is None:
+            raise InvalidTokenError("the session is gone")
+        expires_at = min(now + self._lifetimes.access, record.expires_at)
+        access = self._issuer.access(
+            subject, session, scopes, now=now, expires_at=expires_at
+        )
+        refresh = await self._refresh_tokens.issue(
+            session, min(now + self._lifetimes.refresh, record.expires_at)
+        )
+        return Tokens(access, int(expires_at - now), refresh)
+
+    async def _revoke(self, session: str) -> int:
+        # first to the database, then to the sockets: what survives is the truth
+        await self._sessions.revoke(session)
+        self._records.evict(session)
+        return self._hub.revoke_session(session)
+
+    def _refused(self, event: str, reason: str, who: str, client: Client) -> None:
+        self._log.write(event, reason=reason, subject=who, address=client.address)
+
+
+class _Turn:
+    __slots__ = ("lock", "waiting")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.waiting = 0
+
+
+def _account(username: str) -> str:
+    """The name under which failures are counted, also for what is no user's name."""
+    try:
+        return normalize_username(username)
+    except InvalidUsernameError:
+        return username.casefold()[:64]

@@ -1,0 +1,176 @@
+"""The application: FastAPI for HTTP, plain ASGI for the WebSocket endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from authws.clock import Clock
+from authws.decisions.passwords import PasswordError
+from authws.decisions.redaction import install_log_redaction
+from authws.exceptions import AuthError, RateLimitedError
+from authws.live.connection import Connection
+from authws.live.door import DoorStyle, NotAdmittedError
+from authws.live.rooms import RoomProtocol, echo
+from authws.service.accounts import BadCredentialsError
+from authws.service.gate import Endpoint, Gate
+from authws.service.house import House
+from authws.service.routes import auth, operations
+from authws.service.settings import Settings
+from authws.strategies.base import Strategy
+from authws.strategies.handshake import Handshake
+
+__all__ = ["add_error_handlers", "create_app"]
+
+DESCRIPTION = """Authenticated WebSockets. Log in here, then connect to
+`/ws/query-param`, `/ws/first-message` or `/ws/session-cookie`."""
+
+ECHO = DoorStyle(announce=False, renewable=False)
+ROOMS = DoorStyle()
+
+
+def create_app(
+    settings: Settings | None = None, *, clock: Clock | None = None
+) -> FastAPI:
+    """Return the service as an ASGI application.
+
+    Raises:
+        ConfigurationError: a setting is unsafe or impossible.
+    """
+    install_log_redaction()
+    settings = settings or Settings()
+    house = House(settings, clock=clock)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await house.start()
+        try:
+            yield
+        finally:
+            await house.stop()
+
+    app = FastAPI(
+        title="authws",
+        description=DESCRIPTION,
+        version=_version(),
+        lifespan=lifespan,
+        docs_url="/docs" if settings.docs else None,
+        openapi_url="/openapi.json" if settings.docs else None,
+        redoc_url=None,
+    )
+    app.state.authws = house
+    app.include_router(auth.router)
+    app.include_router(operations.router)
+    add_error_handlers(app)
+    app.add_middleware(
+        Gate,
+        hosts=house.hosts,
+        log=house.log,
+        endpoints=websocket_endpoints(house),
+        secure=settings.is_secure,
+    )
+    return app
+
+
+def websocket_endpoints(house: House) -> dict[str, Endpoint]:
+    """The service's six WebSocket endpoints, by path."""
+    rooms = RoomProtocol(house.hub, house.log).serve
+    endpoints: dict[str, Endpoint] = {}
+    for strategy in (house.query_param, house.first_message, house.session_cookie):
+        path = "/ws/" + strategy.name.replace("_", "-")
+        endpoints[path] = _endpoint(house, strategy, ROOMS, rooms)
+        endpoints[f"{path}/echo"] = _endpoint(house, strategy, ECHO, echo)
+    return endpoints
+
+
+def _endpoint(
+    house: House,
+    strategy: Strategy,
+    style: DoorStyle,
+    serve: Callable[[Connection], Awaitable[None]],
+) -> Endpoint:
+    async def endpoint(handshake: Handshake) -> None:
+        try:
+            opened = house.door.open_connection(strategy, handshake, style)
+            async with opened as connection:
+                await serve(connection)
+        except NotAdmittedError:
+            return
+
+    return endpoint
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error as ``{"detail": slug}``, and nothing more than that."""
+    app.add_exception_handler(AuthError, _auth_error)
+    app.add_exception_handler(BadCredentialsError, _bad_credentials)
+    app.add_exception_handler(PasswordError, _password_error)
+    app.add_exception_handler(auth.UnknownSessionError, _unknown_session)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+async def _auth_error(_: Request, exc: Exception) -> JSONResponse:
+    error = cast(AuthError, exc)
+    headers: dict[str, str] = {}
+    if error.status == 401:
+        # RFC 6750, 3: no error code where no credential was presented
+        missing = error.close.reason == "auth_missing"
+        headers["www-authenticate"] = (
+            "Bearer" if missing else 'Bearer error="invalid_token"'
+        )
+    if isinstance(error, RateLimitedError):
+        headers["retry-after"] = str(max(1, round(error.retry_after)))
+    elif error.status == 503:
+        headers["retry-after"] = "1"
+    return _refusal(error.status, error.close.reason, headers)
+
+
+async def _bad_credentials(_: Request, __: Exception) -> JSONResponse:
+    return _refusal(401, "credentials_invalid", {"www-authenticate": "Bearer"})
+
+
+async def _password_error(_: Request, exc: Exception) -> JSONResponse:
+    error = cast(PasswordError, exc)
+    return JSONResponse(
+        {"detail": error.slug, "message": str(error)}, status_code=422
+    )
+
+
+async def _unknown_session(_: Request, __: Exception) -> JSONResponse:
+    return _refusal(404, "session_unknown")
+
+
+async def _validation_error(_: Request, exc: Exception) -> JSONResponse:
+    """Name the fields; FastAPI's own answer quotes the input, passwords included."""
+    error = cast(RequestValidationError, exc)
+    fields = sorted({".".join(map(str, one["loc"][:3])) for one in error.errors()})
+    return JSONResponse(
+        {"detail": "request_invalid", "fields": [field[:80] for field in fields]},
+        status_code=422,
+    )
+
+
+async def _http_error(_: Request, exc: Exception) -> JSONResponse:
+    error = cast(HTTPException, exc)
+    slugs = {404: "not_found", 405: "method_not_allowed", 415: "json_expected"}
+    slug = slugs.get(error.status_code, "request_invalid")
+    return _refusal(error.status_code, slug, dict(error.headers or {}))
+
+
+def _refusal(
+    status: int, slug: str, headers: dict[str, Any] | None = None
+) -> JSONResponse:
+    return JSONResponse({"detail": slug}, status_code=status, headers=headers)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("authws")

@@ -1,0 +1,200 @@
+"""What every request meets before any route: host, size, origin of pages, headers.
+
+Plain ASGI, since Starlette's ``BaseHTTPMiddleware`` does not see a WebSocket. The
+service's own WebSocket endpoints are answered here, before FastAPI's router.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from authws.decisions.origins import HostPolicy
+from authws.live.security_log import SecurityLog
+from authws.strategies.handshake import Handshake
+
+__all__ = ["Endpoint", "Gate"]
+
+MAX_BODY_BYTES = 65_536
+
+Endpoint = Callable[[Handshake], Awaitable[None]]
+
+logger = logging.getLogger("authws")
+
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+API_POLICY = (
+    b"content-security-policy",
+    b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+)
+HSTS = (b"strict-transport-security", b"max-age=63072000; includeSubDomains")
+NO_STORE = (b"cache-control", b"no-store")
+
+
+class Gate:
+    """ASGI middleware: the outermost of ours."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: HostPolicy,
+        log: SecurityLog,
+        endpoints: Mapping[str, Endpoint],
+        secure: bool,
+    ) -> None:
+        """``endpoints`` by path; ``secure`` says browsers come over https."""
+        self._app = app
+        self._hosts = hosts
+        self._log = log
+        self._endpoints = endpoints
+        self._secure = secure
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    # ---------------------------------------------------------------------- WebSocket
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._endpoints.get(scope["path"])
+        if endpoint is None and not self._knows_host(scope):
+            await Handshake(scope, receive, send).deny(
+                HTTPStatus.BAD_REQUEST, "host_unknown"
+            )
+            return
+        if endpoint is None:
+            await self._app(scope, receive, send)
+            return
+        await receive()  # websocket.connect
+        handshake = Handshake(scope, receive, send)
+        if not self._knows_host(scope):
+            self._refused(scope, "host_unknown")
+            await handshake.deny(HTTPStatus.BAD_REQUEST, "host_unknown")
+        elif self._secure and scope["scheme"] != "wss":
+            self._refused(scope, "tls_required")
+            await handshake.deny(HTTPStatus.FORBIDDEN, "tls_required")
+        else:
+            await endpoint(handshake)
+
+    # --------------------------------------------------------------------------- HTTP
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def guarded_send(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                self._add_headers(scope, message)
+            await send(message)
+
+        if not self._knows_host(scope):
+            self._refused(scope, "host_unknown")
+            await _answer(guarded_send, HTTPStatus.BAD_REQUEST, "host_unknown")
+            return
+        body = _LimitedBody(receive)
+        if body.is_announced_too_large(scope):
+            await _answer(
+                guarded_send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large"
+            )
+            return
+        try:
+            await self._app(scope, body.receive, guarded_send)
+        except _BodyTooLargeError:
+            if not started:
+                await _answer(
+                    guarded_send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large"
+                )
+        except Exception:
+            correlation = secrets.token_hex(8)
+            logger.exception("request failed (correlation id %s)", correlation)
+            self._refused(scope, "internal_error")
+            if not started:
+                await _answer(
+                    guarded_send,
+                    HTTPStatus.INTERNAL_SERVER_ERROR,
+                    "internal_error",
+                    correlation_id=correlation,
+                )
+
+    def _add_headers(self, scope: Scope, message: Message) -> None:
+        headers = list(message.get("headers", []))
+        present = {name.lower() for name, _ in headers}
+        wanted = [*SECURITY_HEADERS, API_POLICY]
+        if not scope["path"].startswith("/.well-known/"):
+            wanted.append(NO_STORE)
+        if self._secure:
+            wanted.append(HSTS)
+        headers += [header for header in wanted if header[0] not in present]
+        message["headers"] = headers
+
+    # ------------------------------------------------------------------------- shared
+
+    def _knows_host(self, scope: Scope) -> bool:
+        return self._hosts.allows(
+            [
+                value.decode("latin-1")
+                for name, value in scope["headers"]
+                if name == b"host"
+            ]
+        )
+
+    def _refused(self, scope: Scope, reason: str) -> None:
+        client = scope.get("client")
+        self._log.write("refused", reason=reason, address=client[0] if client else "")
+
+
+class _BodyTooLargeError(Exception):
+    """The peer sent more than it announced, or announced nothing."""
+
+
+class _LimitedBody:
+    """Receives a request's body up to the limit, whatever its length header said."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._received = 0
+
+    def is_announced_too_large(self, scope: Scope) -> bool:
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                return not value.isdigit() or int(value[:12]) > MAX_BODY_BYTES
+        return False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received > MAX_BODY_BYTES:
+            raise _BodyTooLargeError
+        return message
+
+
+async def _answer(send: Send, status: HTTPStatus, slug: str, **more: Any) -> None:
+    body = json.dumps({"detail": slug, **more}).encode()
+    await send(
+        {
+            "type": "http.response.start",
+            "status": int(status),
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})

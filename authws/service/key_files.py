@@ -1,0 +1,164 @@
+"""The secrets: from the environment, or generated once into a file of mode 0600."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+
+from authws.decisions.keys import (
+    KeyRing,
+    SigningKey,
+    check_secret,
+    hmac_key,
+    pem_key,
+)
+from authws.exceptions import ConfigurationError
+from authws.service.settings import Settings
+
+__all__ = ["Secrets", "load_secrets", "prepare_data_dir", "rotate_keys"]
+
+FILE_NAME = "secrets.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What signs: tokens by the ring, cookies by keys derived from the secrets."""
+
+    keyring: KeyRing
+    cookie_secrets: tuple[bytes, ...]
+
+
+def prepare_data_dir(data_dir: Path) -> None:
+    """Make the data directory, of mode 0700.
+
+    Raises:
+        ConfigurationError: it exists and others may enter it.
+    """
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if data_dir.stat().st_mode & 0o077:
+        raise ConfigurationError(
+            f"others may enter the data directory {data_dir}: chmod 700 {data_dir}"
+        )
+
+
+def load_secrets(settings: Settings) -> Secrets:
+    """Read the secrets, generating them at the very first start.
+
+    Raises:
+        ConfigurationError: a secret is weak, or its file is open to others.
+    """
+    prepare_data_dir(settings.data_dir)
+    stored = _read_or_create(settings.data_dir / FILE_NAME, settings.token_algorithm)
+    configured = [key.get_secret_value() for key in settings.secret_keys]
+    for secret in configured:
+        check_secret(secret)
+    masters = [s.encode() for s in configured or stored["secret_keys"]]
+    keys: list[SigningKey] = [hmac_key(master) for master in masters]
+    if settings.token_algorithm != "HS256":
+        asymmetric = [pem_key(pem.encode()) for pem in stored["signing_keys"]]
+        # older HMAC keys go on verifying, so a change of algorithm drops nobody
+        keys = [*keys, *_signing_last(asymmetric, settings.token_algorithm)]
+    return Secrets(KeyRing(keys), tuple(masters))
+
+
+def rotate_keys(settings: Settings, keep: int = 2) -> str:
+    """Append a new key that signs from the next start on; return its id.
+
+    ``keep`` older keys go on verifying, so that nobody is dropped.
+
+    Raises:
+        ConfigurationError: the secrets come from the environment, and are yours to
+            rotate there.
+    """
+    if settings.secret_keys and settings.token_algorithm == "HS256":
+        raise ConfigurationError(
+            "AUTHWS_SECRET_KEYS holds the keys: append a new one there, newest last"
+        )
+    prepare_data_dir(settings.data_dir)
+    path = settings.data_dir / FILE_NAME
+    stored = _read_or_create(path, settings.token_algorithm)
+    stored["secret_keys"] = [*stored["secret_keys"], _new_secret()][-keep - 1 :]
+    if settings.token_algorithm != "HS256":
+        fresh = _new_pem(settings.token_algorithm)
+        stored["signing_keys"] = [*stored["signing_keys"], fresh][-keep - 1 :]
+    _write(path, stored)
+    return load_secrets(settings).keyring.newest.kid
+
+
+def _signing_last(keys: Sequence[SigningKey], algorithm: str) -> list[SigningKey]:
+    others = [key for key in keys if key.algorithm != algorithm]
+    signing = [key for key in keys if key.algorithm == algorithm]
+    if not signing:
+        raise ConfigurationError(
+            f"no {algorithm} key yet: run `authws keys rotate` once"
+        )
+    return [*others, *signing]
+
+
+def _read_or_create(path: Path, algorithm: str) -> dict[str, list[str]]:
+    if not path.exists():
+        first = {"secret_keys": [_new_secret()], "signing_keys": []}
+        try:
+            _create(path, first)
+        except FileExistsError:
+            pass  # another process was first: its secrets are the secrets
+    if path.stat().st_mode & 0o077:
+        raise ConfigurationError(f"others may read {path}: chmod 600 {path}")
+    try:
+        stored: dict[str, list[str]] = json.loads(path.read_text())
+        if not stored["secret_keys"]:
+            raise ValueError("no key")
+    except (ValueError, KeyError, TypeError):
+        raise ConfigurationError(f"{path} is damaged: restore it from a copy") from None
+    if algorithm != "HS256" and not stored["signing_keys"]:
+        stored["signing_keys"] = [_new_pem(algorithm)]
+        _write(path, stored)
+    return stored
+
+
+def _create(path: Path, stored: dict[str, list[str]]) -> None:
+    """Write the file whole or not at all, and never over another."""
+    temporary = _write_beside(path, stored)
+    try:
+        os.link(temporary, path)
+    finally:
+        temporary.unlink()
+
+
+def _write(path: Path, stored: dict[str, list[str]]) -> None:
+    _write_beside(path, stored).replace(path)
+
+
+def _write_beside(path: Path, stored: dict[str, list[str]]) -> Path:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(stored, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
+
+
+def _new_secret() -> str:
+    return secrets.token_urlsafe(48)
+
+
+def _new_pem(algorithm: str) -> str:
+    key = (
+        Ed25519PrivateKey.generate()
+        if algorithm == "EdDSA"
+        else generate_private_key(SECP256R1())
+    )
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()

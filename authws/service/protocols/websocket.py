@@ -1,0 +1,268 @@
+"""WebSocket with deadlines and limits, and an end that the peer can read.
+
+Every ending on this side goes one way: a close frame, then our half of the connection
+is closed, then, ``close_timeout`` seconds later at most, the peer is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from uvicorn.protocols.utils import ClientDisconnected, get_client_addr
+from uvicorn.protocols.websockets.websockets_sansio_impl import (
+    WebSocketsSansIOProtocol,
+)
+from websockets.frames import CloseCode as WireCode
+from websockets.protocol import State
+
+from authws import close_codes
+from authws.close_codes import CloseCode
+from authws.service.protocols.closing import linger
+from authws.service.protocols.frames import FrameParser
+from authws.service.protocols.limits import (
+    EARLY_DATA,
+    RESTARTING,
+    ProtocolLimits,
+    Refusal,
+)
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+    from websockets.frames import Frame
+    from websockets.http11 import Request
+
+__all__ = ["WebSocketProtocol"]
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """Uvicorn's WebSocket protocol, with the bounds of ``config.protocol_limits``."""
+
+    conn: FrameParser
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.limits: ProtocolLimits = getattr(
+            config, "protocol_limits", ProtocolLimits()
+        )
+        self.conn = FrameParser(
+            max_size=config.ws_max_size,
+            limits=self.limits,
+            clock=self.loop.time,
+            logger=logging.getLogger("uvicorn.error"),
+        )
+        self.close_timeout = self.limits.close_timeout
+        self._watched_message = 0
+        self._message_deadline: asyncio.TimerHandle | None = None
+        self._cutoff: asyncio.TimerHandle | None = None
+
+    # ----------------------------------------------------------------- the connection
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch_message()
+        if self._cutoff is not None:
+            self._cutoff.cancel()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """End the connection for a restart of the server."""
+        if self.handshake_complete:
+            close = close_codes.SERVICE_RESTART
+            self._end(close.code, close.reason)
+        elif self.initial_response is None:
+            self._refuse(RESTARTING)
+
+    # ---------------------------------------------------------------------- receiving
+
+    def handle_connect(self, event: Request) -> None:
+        """Take a handshake whose head was parsed and held to our limits before."""
+        super().handle_connect(event)
+        if self.close_sent:
+            self._cut_off_later()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse frames; before the handshake is answered there can be none."""
+        if self.disconnected:
+            return
+        if not self.handshake_complete:
+            # RFC 6455, 4.1: the client waits for our answer. What comes before it
+            # must never pass for the message of an authenticated peer.
+            if self.initial_response is None:
+                self._refuse(EARLY_DATA)
+            return
+        self.conn.receive_data(data)
+        self.handle_events()
+        if self.conn.parser_exc is not None:
+            self.handle_parser_exception()
+        else:
+            self._watch_message()
+
+    def send_receive_event_to_app(self) -> None:
+        """Pass a whole message on, and read no further until the app took it."""
+        data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
+        self.frames = []
+        if self.close_sent:
+            return
+        if self.curr_msg_data_type == "bytes":
+            self.queue.put_nowait({"type": "websocket.receive", "bytes": data})
+        else:
+            try:
+                text = data.decode()
+            except UnicodeDecodeError:  # RFC 6455, 8.1
+                path = quote(self.scope["path"])
+                peer = get_client_addr(self.scope)
+                self.logger.info('%s - "WebSocket %s" sent invalid UTF-8', peer, path)
+                self._end(CloseCode.INVALID_DATA)
+                return
+            self.queue.put_nowait({"type": "websocket.receive", "text": text})
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def handle_ping(self) -> None:
+        """Send the pong that the parser made, unless our half is closed."""
+        if not self.disconnected:
+            super().handle_ping()
+
+    def handle_close(self, event: Frame) -> None:
+        """Answer the peer's close frame; it need not read what is still unsent."""
+        super().handle_close(event)
+        self._unwatch_message()
+        self._cut_off_later()
+
+    def _watch_message(self) -> None:
+        """Keep one deadline: that of the message, or frame, that is arriving."""
+        if self.disconnected or not self.conn.within_message:
+            self._unwatch_message()
+        elif (
+            self._message_deadline is None
+            or self._watched_message != self.conn.messages
+        ):
+            self._unwatch_message()
+            self._watched_message = self.conn.messages
+            self._message_deadline = self.loop.call_later(
+                self.limits.message_timeout, self._message_too_slow
+            )
+
+    def _unwatch_message(self) -> None:
+        if self._message_deadline is not None:
+            self._message_deadline.cancel()
+            self._message_deadline = None
+
+    def _message_too_slow(self) -> None:
+        self._message_deadline = None
+        if self.read_paused:  # it is we who do not read
+            self._watch_message()
+        else:
+            close = close_codes.RATE_LIMITED
+            self._end(close.code, close.reason)
+
+    # ------------------------------------------------------------------------ sending
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Take an event of the app; a close does not wait for a peer to read."""
+        if message["type"] == "websocket.close":
+            self.writable.set()
+        elif not self.writable.is_set():
+            await self.writable.wait()
+            if self.close_sent:  # by another task of the app, while this one waited
+                raise ClientDisconnected
+        await super().send(message)
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+            self.close_timer = self.loop.call_later(
+                self.close_timeout, self.transport.abort
+            )
+        elif self.transport.is_closing():
+            self._cut_off_later()
+
+    async def run_asgi(self) -> None:
+        """Run the app, and end what it leaves open: the peer gets a close frame."""
+        close = close_codes.NORMAL_CLOSURE
+        try:
+            await self.app(self.scope, self.receive, self.send)
+        except ClientDisconnected:
+            pass
+        except asyncio.CancelledError:
+            # The app cut off a peer that does not read, or the drain is over: both
+            # were said where they were decided.
+            close = close_codes.SERVICE_RESTART
+        except BaseException:
+            close = close_codes.INTERNAL_ERROR
+            self.logger.exception("Exception in ASGI application\n")
+        if not self.handshake_complete:
+            if close is close_codes.NORMAL_CLOSURE:
+                self.logger.error(
+                    "ASGI callable returned without completing handshake."
+                )
+            self.send_500_response()
+        elif not self.close_sent:
+            self._end(close.code, close.reason)
+        if not self.disconnected and self._cutoff is None and self.close_timer is None:
+            self.transport.close()
+            self._cut_off_later()
+
+    # ------------------------------------------------------------------------- ending
+
+    def keepalive_timeout(self) -> None:
+        """End a connection whose peer does not answer our pings."""
+        self.pong_timer = None
+        if not self.close_sent:
+            self._end(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
+
+    def handle_parser_exception(self) -> None:
+        """End a connection that the frame parser has given up."""
+        self._end(CloseCode.INTERNAL_ERROR)
+
+    def _end(self, code: int, reason: str = "") -> None:
+        """Send a close frame, unless one was sent, and end the connection."""
+        if self.disconnected or self.transport.is_closing():
+            return
+        self.stop_keepalive()
+        if self.conn.state is State.OPEN:
+            self.conn.fail(code, reason)
+        if self.conn.close_sent is not None:
+            code, reason = self.conn.close_sent.code, self.conn.close_sent.reason
+        self.close_sent = True
+        self._finish(b"".join(self.conn.data_to_send()), code, reason)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer the handshake for the app, which hears that the peer is gone."""
+        self.logger.info(
+            '%s - "WebSocket %s" %d',
+            get_client_addr(self.scope),
+            quote(self.scope["path"]),
+            refusal.status,
+        )
+        self.handshake_complete = self.close_sent = True
+        self._finish(refusal.serialize(self.default_headers), WireCode.ABNORMAL_CLOSURE)
+
+    def _finish(self, last_words: bytes, code: int, reason: str = "") -> None:
+        self._unwatch_message()
+        self.disconnected = True  # a send() from now on raises ClientDisconnected
+        self.writable.set()
+        self.queue.put_nowait(
+            {"type": "websocket.disconnect", "code": code, "reason": reason}
+        )
+        self.transport.write(last_words)
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        if self._cutoff is None:
+            self._cutoff = linger(self.transport, self.loop, self.close_timeout)
+
+    def _cut_off_later(self) -> None:
+        if self._cutoff is None:
+            self._cutoff = self.loop.call_later(
+                self.close_timeout, self.transport.abort
+            )

@@ -1,0 +1,359 @@
+"""``/auth``: logins, sessions, tickets, passwords."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response, status
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from authws.decisions import carriers
+from authws.exceptions import (
+    AuthError,
+    ExpiredSessionError,
+    ExpiredTokenError,
+    ForbiddenError,
+    RevokedSessionError,
+    RevokedTokenError,
+)
+from authws.service.accounts import Tokens
+from authws.service.house import House
+from authws.service.routes.identity import (
+    ClientDependency,
+    HouseDependency,
+    PrincipalDependency,
+    bearer_scheme,
+    check_login_origin,
+)
+from authws.strategies.handshake import Credentials
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/auth", tags=["auth"])
+
+MAX_PASSWORD = 1024
+"""Characters of a field; what may be a password is decided behind it."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="ignore", str_max_length=4096)
+
+
+class Refusal(BaseModel):
+    """An error: ``detail`` is a stable slug."""
+
+    detail: str
+
+
+class Login(_Body):
+    """A user name and password."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"username": "demo", "password": "correct horse battery"}]
+        }
+    )
+    username: Annotated[str, Field(min_length=1, max_length=256)]
+    password: Annotated[SecretStr, Field(min_length=1, max_length=MAX_PASSWORD)]
+
+
+class Refresh(_Body):
+    """A refresh token, good for one use."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"refresh_token": "rt_…"}]}
+    )
+    refresh_token: Annotated[SecretStr, Field(min_length=1, max_length=512)]
+
+
+class PasswordChange(_Body):
+    """The current password, and the one to come."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "current_password": "correct horse battery",
+                    "new_password": "staple of another horse",
+                }
+            ]
+        }
+    )
+    current_password: Annotated[
+        SecretStr, Field(default=SecretStr(""), max_length=MAX_PASSWORD)
+    ]
+    new_password: Annotated[SecretStr, Field(min_length=1, max_length=MAX_PASSWORD)]
+
+
+class TokenResponse(BaseModel):
+    """What a login gives (RFC 6749, 5.1)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "access_token": "eyJhbGciOi…",
+                    "token_type": "bearer",
+                    "expires_in": 900,
+                    "refresh_token": "rt_…",
+                }
+            ]
+        }
+    )
+    access_token: str
+    token_type: str = "bearer"  # noqa: S105 - the type's name (RFC 6750)
+    expires_in: int
+    refresh_token: str
+
+
+class TicketResponse(BaseModel):
+    """A single-use credential for opening one connection."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"ticket": "eyJhbGciOi…", "expires_in": 30}]}
+    )
+    ticket: str
+    expires_in: int
+
+
+class Me(BaseModel):
+    """One's own identity."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "subject": "demo",
+                    "scopes": ["join:*", "publish:*"],
+                    "session": "mPvJ…",
+                    "expires_at": 1790000000.0,
+                }
+            ]
+        }
+    )
+    subject: str
+    scopes: list[str]
+    session: str
+    expires_at: float
+
+
+class SessionItem(BaseModel):
+    """One of one's own sessions: a device."""
+
+    id: str
+    kind: str
+    created_at: float
+    last_seen_at: float
+    expires_at: float
+    user_agent: str
+    address: str
+    current: bool
+
+
+def _refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
+    return {code: {"model": Refusal} for code in codes}
+
+
+@router.post(
+    "/login",
+    response_model=TokenResponse,
+    responses=_refusals(401, 403, 413, 429, 503),
+    dependencies=[Depends(check_login_origin)],
+)
+async def login(
+    body: Login, house: HouseDependency, client: ClientDependency
+) -> TokenResponse:
+    """Log in: an access token for requests, a refresh token for more of them."""
+    password = body.password.get_secret_value()
+    return _tokens(await house.accounts.log_in(body.username, password, client))
+
+
+@router.post(
+    "/refresh",
+    response_model=TokenResponse,
+    responses=_refusals(401, 403),
+    dependencies=[Depends(check_login_origin)],
+)
+async def refresh(
+    body: Refresh, house: HouseDependency, client: ClientDependency
+) -> TokenResponse:
+    """Rotate: new access and refresh token. A used one ends the whole session."""
+    token = body.refresh_token.get_secret_value()
+    return _tokens(await house.accounts.refresh(token, client))
+
+
+@router.post(
+    "/session",
+    response_model=Me,
+    responses=_refusals(401, 403, 429, 503),
+    dependencies=[Depends(check_login_origin)],
+)
+async def open_session(
+    body: Login, response: Response, house: HouseDependency, client: ClientDependency
+) -> Me:
+    """Log in with a session cookie; its id is new at every login."""
+    password = body.password.get_secret_value()
+    value = await house.accounts.open_session(body.username, password, client)
+    response.set_cookie(house.cookie_name, value, **_cookie_attributes(house))
+    principal = await house.authority.by_cookie(value)
+    return _me(principal.subject, principal.scopes, principal.session, principal.expires_at)
+
+
+@router.delete("/session", status_code=204, responses=_refusals(403))
+async def close_session(request: Request, house: HouseDependency) -> Response:
+    """Log out of the cookie's session; doing so twice is no error."""
+    credentials = Credentials(request.scope)
+    house.session_cookie.check_origin(credentials)
+    try:
+        principal = await house.session_cookie.identify(credentials)
+    except AuthError:
+        pass  # nothing is open: that is what was asked for
+    else:
+        await house.accounts.end_session(
+            principal.session, "logout", principal.subject
+        )
+    response = Response(status_code=204, headers={"clear-site-data": '"cookies"'})
+    response.delete_cookie(house.cookie_name, **_cookie_attributes(house))
+    return response
+
+
+@router.post("/logout", status_code=204, responses=_refusals(401))
+async def logout(
+    request: Request, house: HouseDependency, _: Annotated[object, Depends(bearer_scheme)]
+) -> Response:
+    """End the token's session: its tokens, its tickets, its sockets.
+
+    An expired token may still end its session; a session that is over already is
+    what was asked for.
+    """
+    token = carriers.bearer(Credentials(request.scope).header(b"authorization"))
+    try:
+        principal = await house.authority.by_token(
+            carriers.one_token([token] if token else []),
+            strategy="first_message",
+            accepts="access",
+        )
+    except ExpiredTokenError as error:
+        if error.session:
+            await house.accounts.end_session(error.session, "logout")
+    except (RevokedTokenError, RevokedSessionError, ExpiredSessionError):
+        pass
+    else:
+        await house.accounts.end_session(
+            principal.session, "logout", principal.subject
+        )
+    return Response(status_code=204)
+
+
+@router.post(
+    "/ticket", response_model=TicketResponse, responses=_refusals(401, 403)
+)
+async def ticket(
+    principal: PrincipalDependency, house: HouseDependency
+) -> TicketResponse:
+    """Get a single-use ticket, good for opening one connection within its life."""
+    if principal.issuer:
+        raise ForbiddenError("tickets are for this service's own sessions")
+    value, expires_in = house.accounts.ticket(principal)
+    return TicketResponse(ticket=value, expires_in=expires_in)
+
+
+@router.get("/me", response_model=Me, responses=_refusals(401))
+async def me(principal: PrincipalDependency) -> Me:
+    """Who am I?"""
+    return _me(
+        principal.subject, principal.scopes, principal.session, principal.expires_at
+    )
+
+
+@router.get("/sessions", response_model=list[SessionItem], responses=_refusals(401))
+async def sessions(
+    principal: PrincipalDependency, house: HouseDependency
+) -> list[SessionItem]:
+    """Own sessions that are live, the latest used first."""
+    records = await house.sessions.list_for(_own(principal.issuer, principal.subject))
+    return [
+        SessionItem(
+            id=record.id,
+            kind=record.kind,
+            created_at=record.created_at,
+            last_seen_at=record.last_seen_at,
+            expires_at=record.expires_at,
+            user_agent=record.user_agent,
+            address=record.address,
+            current=record.id == principal.session,
+        )
+        for record in records
+    ]
+
+
+@router.delete(
+    "/sessions/{session_id}", status_code=204, responses=_refusals(401, 403, 404)
+)
+async def end_session(
+    session_id: str, principal: PrincipalDependency, house: HouseDependency
+) -> Response:
+    """End one of one's own sessions; somebody else's looks like none at all."""
+    _own(principal.issuer, principal.subject)
+    if not await house.accounts.end_own_session(principal, session_id):
+        raise UnknownSessionError
+    return Response(status_code=status.HTTP_204_NO_CONTENT)
+
+
+@router.post(
+    "/password", status_code=204, responses=_refusals(401, 403, 422, 429)
+)
+async def change_password(
+    body: PasswordChange,
+    principal: PrincipalDependency,
+    house: HouseDependency,
+    client: ClientDependency,
+) -> Response:
+    """Change one's own password; every other session of the user ends."""
+    _own(principal.issuer, principal.subject)
+    await house.accounts.change_password(
+        principal,
+        body.current_password.get_secret_value(),
+        body.new_password.get_secret_value(),
+        client,
+    )
+    return Response(status_code=204)
+
+
+class UnknownSessionError(Exception):
+    """The user has no such session."""
+
+
+def _own(issuer: str, subject: str) -> str:
+    """A foreign issuer's subject is no user of ours, whatever its name is."""
+    if issuer:
+        raise ForbiddenError("this is for the service's own users")
+    return subject
+
+
+def _tokens(tokens: Tokens) -> TokenResponse:
+    return TokenResponse(
+        access_token=tokens.access_token,
+        expires_in=tokens.expires_in,
+        refresh_token=tokens.refresh_token,
+    )
+
+
+def _me(
+    subject: str, scopes: frozenset[str], session: str, expires_at: float
+) -> Me:
+    return Me(
+        subject=subject, scopes=sorted(scopes), session=session, expires_at=expires_at
+    )
+
+
+def _cookie_attributes(house: House) -> dict[str, Any]:
+    # no Domain: __Host- forbids it, and it would widen the cookie (RFC 6265bis, 4.1.3)
+    return {
+        "path": "/",
+        "secure": house.settings.is_secure,
+        "httponly": True,
+        "samesite": "strict",
+    }
+
+

@@ -1,0 +1,70 @@
+"""For the operator: liveness, readiness, metrics, public keys."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from authws.exceptions import AuthError, ForbiddenError
+from authws.service.house import House
+from authws.service.routes.identity import HouseDependency, principal
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses={503: {"description": "Something is out of reach"}})
+async def readyz(house: HouseDependency) -> JSONResponse:
+    """The database and the broker can be reached."""
+    reachable = await house.is_ready()
+    ready = all(reachable.values())
+    body: dict[str, Any] = {
+        "status": "ready" if ready else "unavailable",
+        **{name: "ok" if ok else "unreachable" for name, ok in reachable.items()},
+    }
+    return JSONResponse(body, status_code=200 if ready else 503)
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(request: Request, house: HouseDependency) -> Response:
+    """Prometheus metrics: for this machine, or for scope ``admin``."""
+    if not _is_local(request, house):
+        await _require_admin(request, house)
+    return Response(
+        house.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
+    )
+
+
+@router.get("/.well-known/jwks.json")
+async def jwks(house: HouseDependency) -> dict[str, list[dict[str, str]]]:
+    """The public keys that verify our tokens (RFC 7517); empty with HS256."""
+    return house.keyring.jwks()
+
+
+def _is_local(request: Request, house: House) -> bool:
+    """Tell whether the peer is on this machine; behind a proxy everybody seems to be."""
+    if house.settings.behind_proxy or request.client is None:
+        return False
+    try:
+        return ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _require_admin(request: Request, house: House) -> None:
+    try:
+        caller = await principal(request, house, None)
+    except AuthError:
+        raise ForbiddenError("metrics are not open to strangers") from None
+    if not caller.has("admin"):
+        raise ForbiddenError("metrics need the scope admin")

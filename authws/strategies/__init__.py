@@ -1,0 +1,1 @@
+"""The three ways a credential travels: one file each, one shape."""

@@ -1,0 +1,91 @@
+"""A JWT in the first frame after accept: ``{"type":"auth","token":"…"}``.
+
+Its danger is the silent socket: accepted, unknown, holding resources. So there is one
+absolute deadline, one frame, and a size limit before any parsing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from authws.decisions import carriers, messages
+from authws.decisions.origins import OriginPolicy
+from authws.exceptions import (
+    AuthTimeoutError,
+    ConnectionClosed,
+    MalformedCredentialError,
+    MessageError,
+    MissingCredentialError,
+    OversizedMessageError,
+)
+from authws.principal import Principal
+from authws.strategies.base import Authority, Strategy
+from authws.strategies.handshake import Credentials, Handshake
+
+__all__ = ["FirstMessage"]
+
+
+class FirstMessage(Strategy):
+    """Accept, ask, and take one ``auth`` message before the deadline."""
+
+    name = "first_message"
+
+    def __init__(
+        self,
+        authority: Authority,
+        origins: OriginPolicy,
+        *,
+        cookie_name: str,
+        timeout: float = 5.0,
+        max_bytes: int = 8192,
+    ) -> None:
+        """``timeout`` in seconds from accept to a verified token."""
+        super().__init__(authority, origins, cookie_name=cookie_name)
+        self._timeout = timeout
+        self._max_bytes = max_bytes
+
+    async def authenticate(self, handshake: Handshake) -> Principal:
+        credentials = handshake.credentials
+        self._refuse_other_carriers(credentials, "authorization", "query")
+        cookies = self._cookies(credentials)
+        await handshake.accept()
+        try:
+            async with asyncio.timeout(self._timeout or None):
+                await handshake.send(messages.auth_required(self._timeout))
+                token = self._read(await handshake.receive())
+                return await self._authority.by_token(
+                    token, strategy=self.name, cookies_beside=cookies
+                )
+        except TimeoutError:
+            raise AuthTimeoutError(f"no auth within {self._timeout} s") from None
+
+    async def identify(self, credentials: Credentials) -> Principal:
+        """Guard an HTTP route: its "first message" is ``Authorization: Bearer``."""
+        self._refuse_other_carriers(credentials, "query")
+        token = carriers.bearer(credentials.header(b"authorization"))
+        if token is None:
+            raise MissingCredentialError("no Authorization header")
+        return await self._authority.by_token(
+            token,
+            strategy=self.name,
+            accepts="access",
+            cookies_beside=self._cookies(credentials),
+        )
+
+    def _read(self, message: str | bytes | None) -> str:
+        if message is None:
+            raise ConnectionClosed(1006, "")
+        if isinstance(message, bytes):
+            raise MalformedCredentialError("a binary first message")
+        if _size(message) > self._max_bytes:
+            raise OversizedMessageError(f"first message over {self._max_bytes} bytes")
+        try:
+            return messages.parse_auth(message).token
+        except MessageError as exc:
+            if exc.slug == "auth_missing":
+                raise MissingCredentialError(exc.detail) from None
+            raise MalformedCredentialError(exc.detail) from None
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,167 @@
+"""One HTTP request that asks to become a WebSocket, over plain ASGI.
+
+It holds the credential from here on: the query string is blanked in the ASGI scope
+itself, so that no log, trace or error report downstream can show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from typing import Any
+
+from authws.close_codes import Close
+from authws.decisions.messages import SUBPROTOCOL
+from authws.decisions.redaction import redact_query
+from authws.exceptions import ConnectionClosed
+
+__all__ = ["Credentials", "Handshake"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_QUERY = "authws.query_string"
+
+
+class Credentials:
+    """What of a request may carry a credential: the query and the headers."""
+
+    __slots__ = ("_headers", "address", "query_string")
+
+    def __init__(self, scope: Scope) -> None:
+        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+        client = scope.get("client")
+        self.address: str = client[0] if client else ""
+        """The peer's address, as the server believes it."""
+        self.query_string = _take_query(scope)
+
+    def header(self, name: bytes) -> list[str]:
+        """Every value of a header, in order; ``name`` in lower case."""
+        return [value.decode("latin-1") for key, value in self._headers if key == name]
+
+
+def _take_query(scope: Scope) -> bytes:
+    """Take the query string out of the scope, leaving its parameters' names."""
+    taken: bytes | None = scope.get(_QUERY)
+    if taken is not None:
+        return taken
+    query_string: bytes = scope.get("query_string", b"")
+    if query_string:
+        scope["query_string"] = redact_query(query_string)
+    return query_string
+
+
+class Handshake:
+    """The opening and closing of one WebSocket, each done at most once."""
+
+    __slots__ = (
+        "_receive",
+        "_scope",
+        "_send",
+        "accepted",
+        "closed",
+        "credentials",
+        "peer_left",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self.credentials = Credentials(scope)
+        self.accepted = False
+        self.closed = False
+        """A close frame, or an HTTP refusal, was handed to the server."""
+        self.peer_left = False
+
+    async def accept(self) -> None:
+        """Complete the opening handshake; choose our subprotocol if it was offered.
+
+        Raises:
+            ConnectionClosed: the peer has left.
+        """
+        offered = self._scope.get("subprotocols") or ()
+        chosen = SUBPROTOCOL if SUBPROTOCOL in offered else None
+        await self._deliver(
+            {"type": "websocket.accept", "subprotocol": chosen, "headers": []}
+        )
+        self.accepted = True
+
+    async def receive(self) -> str | bytes | None:
+        """Return the next message, or None once the peer has left."""
+        if self.peer_left:
+            return None
+        message = await self._receive()
+        if message["type"] != "websocket.receive":
+            self.peer_left = True
+            return None
+        text: str | None = message.get("text")
+        return text if text is not None else message["bytes"]
+
+    async def send(self, payload: str | bytes) -> None:
+        """Send one message.
+
+        Raises:
+            ConnectionClosed: the peer has left.
+        """
+        kind = "text" if isinstance(payload, str) else "bytes"
+        await self._deliver({"type": "websocket.send", kind: payload})
+
+    async def close(self, close: Close) -> None:
+        """End it as ``close`` says; before accept that is an HTTP 403 on the wire."""
+        await self._finish(
+            {
+                "type": "websocket.close",
+                "code": int(close.code),
+                "reason": close.reason,
+            }
+        )
+
+    async def deny(
+        self, status: HTTPStatus, slug: str, retry_after: float = 0.0
+    ) -> None:
+        """Refuse before accept with an HTTP status of its own, where it can be."""
+        if "websocket.http.response" not in self._scope.get("extensions", {}):
+            await self._finish({"type": "websocket.close", "code": 1008})
+            return
+        body = f'{{"detail":"{slug}"}}'.encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"cache-control", b"no-store"),
+        ]
+        if retry_after:
+            headers.append((b"retry-after", str(max(1, round(retry_after))).encode()))
+        await self._finish(
+            {
+                "type": "websocket.http.response.start",
+                "status": int(status),
+                "headers": headers,
+            },
+            {"type": "websocket.http.response.body", "body": body},
+        )
+
+    async def _finish(self, *messages: Message) -> None:
+        if self.closed or self.peer_left:
+            return
+        self.closed = True
+        for message in messages:
+            try:
+                await self._deliver(message)
+            except ConnectionClosed:
+                return
+
+    async def _deliver(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except (OSError, RuntimeError) as exc:
+            # the ASGI specification: a send on a lost connection raises OSError;
+            # Starlette and some servers say it with a RuntimeError
+            self.peer_left = True
+            raise ConnectionClosed(1006, "") from exc
+        except Exception as exc:
+            if type(exc).__name__ != "WebSocketDisconnect":  # Starlette's wrapper
+                raise
+            self.peer_left = True
+            raise ConnectionClosed(1006, "") from exc
