@@ -1,0 +1,232 @@
+"""The WebSocket side of the server below the app, as a peer on a socket sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect
+
+from authws.service.protocols import ProtocolLimits
+from tests.serving import serving
+from tests.wire import (
+    BINARY,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    frame,
+    handshake,
+    wire,
+)
+
+QUICK = ProtocolLimits(message_timeout=0.3, close_timeout=0.3)
+"""For tests about a deadline; all others keep the real ones."""
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Accept, and return each message until the peer is gone."""
+    assert scope["type"] == "websocket"
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (event := await receive())["type"] == "websocket.receive":
+        await send({**event, "type": "websocket.send"})
+
+
+class Recorder:
+    """Accepts when it is told to, and keeps what it receives."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.accept = threading.Event()
+        self.error: OSError | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        self.events.append(await receive())
+        await asyncio.to_thread(self.accept.wait, 5)
+        try:
+            await send({"type": "websocket.accept"})
+        except OSError as error:
+            self.error = error
+        while self.events[-1]["type"] != "websocket.disconnect":
+            self.events.append(await receive())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread brings about."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.01)
+
+
+# ------------------------------------------------------------------------ the handshake
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_bytes_before_the_101_are_answered_400(together: bool) -> None:
+    app = Recorder()
+    early = frame(TEXT, b'{"type":"auth"}')
+    async with serving(app) as port, wire(port) as peer:
+        if together:
+            await peer.send(handshake() + early)
+        else:
+            await peer.send(handshake())
+            await until(lambda: bool(app.events))
+            await peer.send(early)
+        response = await peer.response()
+        assert response.status == 400
+        assert response.body == b'{"detail":"data_before_handshake"}'
+        assert await peer.is_ended()
+        app.accept.set()
+        if not together:
+            await until(lambda: len(app.events) == 2)
+    assert [event["type"] for event in app.events] == (
+        [] if together else ["websocket.connect", "websocket.disconnect"]
+    )
+    assert together or app.error is not None
+
+
+async def test_headers_reach_the_app_as_they_came() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope)
+        await echo(scope, receive, send)
+
+    async with serving(app) as port, wire(port) as peer:
+        await peer.send(
+            handshake("/a%20b?c=%20", headers=("X-Name: caf\u00e9", "x-name: 2"))
+        )
+        assert (await peer.response()).status == 101
+    scope = seen[-1]
+    assert scope["path"] == "/a b"
+    assert (scope["raw_path"], scope["query_string"]) == (b"/a%20b", b"c=%20")
+    values = [value for name, value in scope["headers"] if name == b"x-name"]
+    assert values == ["caf\u00e9".encode(), b"2"]
+
+
+async def test_client_that_we_did_not_write_is_served_without_compression() -> None:
+    async with (
+        serving(echo) as port,
+        connect(f"ws://127.0.0.1:{port}/", compression="deflate") as client,
+    ):
+        for message in ("text", b"bytes", "", "x" * 65_536):
+            await client.send(message)
+            assert await client.recv() == message
+        assert client.response is not None
+        assert "Sec-WebSocket-Extensions" not in client.response.headers
+
+
+async def test_refusal_by_the_app_is_a_403_or_what_it_says() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if scope["path"] == "/close":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            start = {"type": "websocket.http.response.start", "status": 429}
+            await send({**start, "headers": []})
+            await send({"type": "websocket.http.response.body", "body": b"slow"})
+
+    async with serving(app) as port:
+        for path, status in (("/close", 403), ("/deny", 429)):
+            async with wire(port) as peer:
+                await peer.send(handshake(path))
+                assert (await peer.response()).status == status
+                assert await peer.is_ended()
+
+
+# --------------------------------------------------------------------------- fragments
+
+
+async def test_1024_fragments_are_a_message_and_one_more_is_1008() -> None:
+    start = frame(TEXT, b"a", fin=False)
+    async with serving(echo) as port:
+        async with wire(port) as peer:
+            await peer.upgrade()
+            for _ in range(2):  # the count begins anew with each message
+                middle = frame(CONTINUATION, fin=False) * 1022
+                await peer.send(start + middle + frame(CONTINUATION, b"z"))
+                assert (await peer.frame()).payload == b"az"
+        async with wire(port) as peer:
+            await peer.upgrade()
+            await peer.send(start + frame(CONTINUATION, fin=False) * 1024)
+            assert await peer.close_frame() == (1008, "rate_limited")
+            assert await peer.is_ended()
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [frame(TEXT, b"a", fin=False), frame(BINARY, b"abc")[:-1], frame(PING)[:1]],
+    ids=["fragment", "half-frame", "half-ping"],
+)
+async def test_message_that_does_not_end_is_closed_1008(begun: bytes) -> None:
+    async with serving(echo, protocol_limits=QUICK) as port, wire(port) as peer:
+        await peer.upgrade()
+        await peer.send(begun)
+        assert await peer.close_frame() == (1008, "rate_limited")
+        assert await peer.is_ended()
+
+
+async def test_fragments_in_time_do_not_put_off_the_deadline() -> None:
+    async with serving(echo, protocol_limits=QUICK) as port, wire(port) as peer:
+        await peer.upgrade()
+        await peer.send(frame(TEXT, b"a", fin=False))
+
+        async def drip() -> None:
+            while True:
+                await peer.send(frame(CONTINUATION, b"b", fin=False) + frame(PONG))
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(drip())
+        assert await peer.close_frame() == (1008, "rate_limited")
+        dripping.cancel()
+
+
+async def test_slow_app_does_not_cost_the_peer_its_deadline() -> None:
+    release = threading.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.to_thread(release.wait, 5)
+        await send(await receive() | {"type": "websocket.send"})
+        await send(await receive() | {"type": "websocket.send"})
+
+    limits = ProtocolLimits(message_timeout=0.1)
+    async with serving(slow, protocol_limits=limits) as port, wire(port) as peer:
+        await peer.upgrade()
+        await peer.send(frame(TEXT, b"whole") + frame(TEXT, b"a", fin=False))
+        with pytest.raises(TimeoutError):  # several times the deadline: no close frame
+            await asyncio.wait_for(peer.frame(), 0.4)
+        await peer.send(frame(CONTINUATION, b"b"))
+        release.set()
+        assert (await peer.frame()).payload == b"whole"
+        assert (await peer.frame()).payload == b"ab"
+
+
+# ------------------------------------------------------------------------------ control
+
+
+@pytest.mark.parametrize("opcode", [PING, PONG])
+async def test_flood_of_control_frames_is_closed_1008(opcode: int) -> None:
+    async with serving(echo) as port, wire(port) as peer:
+        await peer.upgrade()
+        sending = peer.send(frame(opcode, b"x") * 5_000)
+        _, close = await asyncio.gather(sending, peer.close_frame())
+        assert close == (1008, "rate_limited")
+        assert await peer.is_ended()
+
+
+async def test_pings_within_the_rate_are_answered_between_fragments() -> None:
+    async with serving(echo) as port, wire(port) as peer:
+        await peer.upgrade()
+        await peer.send(frame(TEXT, b"a", fin=False))
+        for _ in range(50):
+            await peer.send(frame(PING, b"p"))
+            assert await peer.frame() == (True, PONG, b"p")
+        await peer.send(frame(CONTINUATION, b"b"))
+        assert (await peer.frame()).payload == b"ab"
