@@ -114,7 +114,10 @@ BINARY_UNSUPPORTED = Close(
     "a binary message came where JSON text is spoken",
 )
 MESSAGE_TOO_BIG = Close(
-    CloseCode.MESSAGE_TOO_BIG, "message_too_big", Retry.NEVER, "a message over the limit"
+    CloseCode.MESSAGE_TOO_BIG,
+    "message_too_big",
+    Retry.NEVER,
+    "a message over the limit",
 )
 INTERNAL_ERROR = Close(
     CloseCode.INTERNAL_ERROR, "internal_error", Retry.BACKOFF, "the server failed"

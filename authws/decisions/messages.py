@@ -99,7 +99,7 @@ def parse(text: str) -> ClientMessage:
     if _too_deep(text):
         raise MessageError("malformed", f"JSON nested deeper than {MAX_JSON_DEPTH}")
     try:
-        message = _decoder.decode(text)
+        message: ClientMessage = _decoder.decode(text)
     except (msgspec.ValidationError, UnicodeError) as exc:
         raise MessageError("malformed", _shape(exc)) from None
     except (msgspec.DecodeError, RecursionError):
@@ -271,8 +271,10 @@ def _check_id(message_id: MessageId) -> None:
 def _shape(exc: Exception) -> str:
     """Name the member that is wrong; msgspec quotes the peer's value, we do not."""
     where = re.search(r"`(\$[^`]*)`$", str(exc))
-    return f"unexpected or missing value at {where[1]}" if where else (
-        "an object with a known type, and the members of that type, is expected"
+    return (
+        f"unexpected or missing value at {where[1]}"
+        if where
+        else ("an object with a known type, and the members of that type, is expected")
     )
 
 

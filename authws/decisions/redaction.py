@@ -70,7 +70,7 @@ def redact_query(query_string: bytes) -> bytes:
 class _RedactingRecord(logging.LogRecord):
     """A log record whose message never shows a credential."""
 
-    def getMessage(self) -> str:  # noqa: N802 - logging's own name
+    def getMessage(self) -> str:
         return redact(super().getMessage())
 
 

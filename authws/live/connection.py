@@ -206,11 +206,9 @@ class Connection:
                 break
             if not self.is_open or not self._within_limits(message):
                 break
-            if self._renew is not None and isinstance(message, str):
-                if messages.is_auth(message):
-                    await self.renew(message)
-                    continue
-            return message
+            if self._renew is None or not _is_renewal(message):
+                return message
+            await self.renew(message)
         return None
 
     def _within_limits(self, message: str | bytes) -> bool:
@@ -289,8 +287,10 @@ class Connection:
 
     def _closed(self) -> ConnectionClosed:
         close = self.ending
-        return ConnectionClosed(close.code, close.reason) if close else (
-            ConnectionClosed(1006, "")
+        return (
+            ConnectionClosed(close.code, close.reason)
+            if close
+            else (ConnectionClosed(1006, ""))
         )
 
     # ---------------------------------------------------------------- the life itself
@@ -383,3 +383,7 @@ class Connection:
         if self.ending is not None:
             await self._handshake.close(self.ending)
         return False
+
+
+def _is_renewal(message: str | bytes) -> bool:
+    return isinstance(message, str) and messages.is_auth(message)

@@ -236,5 +236,3 @@ def _discard(
         of_key.pop(connection, None)
         if not of_key:
             del index[key]
-
-

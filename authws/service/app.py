@@ -138,9 +138,7 @@ async def _bad_credentials(_: Request, __: Exception) -> JSONResponse:
 
 async def _password_error(_: Request, exc: Exception) -> JSONResponse:
     error = cast(PasswordError, exc)
-    return JSONResponse(
-        {"detail": error.slug, "message": str(error)}, status_code=422
-    )
+    return JSONResponse({"detail": error.slug, "message": str(error)}, status_code=422)
 
 
 async def _unknown_session(_: Request, __: Exception) -> JSONResponse:

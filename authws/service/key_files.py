@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -60,16 +61,16 @@ def load_secrets(settings: Settings) -> Secrets:
         ConfigurationError: a secret is weak, or its file is open to others.
     """
     prepare_data_dir(settings.data_dir)
-    stored = _read_or_create(settings.data_dir / FILE_NAME, settings.token_algorithm)
+    stored = _read_or_create(settings.data_dir / FILE_NAME, settings.signing_algorithm)
     configured = [key.get_secret_value() for key in settings.secret_keys]
     for secret in configured:
         check_secret(secret)
     masters = [s.encode() for s in configured or stored["secret_keys"]]
     keys: list[SigningKey] = [hmac_key(master) for master in masters]
-    if settings.token_algorithm != "HS256":
+    if settings.signing_algorithm != "HS256":
         asymmetric = [pem_key(pem.encode()) for pem in stored["signing_keys"]]
         # older HMAC keys go on verifying, so a change of algorithm drops nobody
-        keys = [*keys, *_signing_last(asymmetric, settings.token_algorithm)]
+        keys = [*keys, *_signing_last(asymmetric, settings.signing_algorithm)]
     return Secrets(KeyRing(keys), tuple(masters))
 
 
@@ -82,16 +83,16 @@ def rotate_keys(settings: Settings, keep: int = 2) -> str:
         ConfigurationError: the secrets come from the environment, and are yours to
             rotate there.
     """
-    if settings.secret_keys and settings.token_algorithm == "HS256":
+    if settings.secret_keys and settings.signing_algorithm == "HS256":
         raise ConfigurationError(
             "AUTHWS_SECRET_KEYS holds the keys: append a new one there, newest last"
         )
     prepare_data_dir(settings.data_dir)
     path = settings.data_dir / FILE_NAME
-    stored = _read_or_create(path, settings.token_algorithm)
+    stored = _read_or_create(path, settings.signing_algorithm)
     stored["secret_keys"] = [*stored["secret_keys"], _new_secret()][-keep - 1 :]
-    if settings.token_algorithm != "HS256":
-        fresh = _new_pem(settings.token_algorithm)
+    if settings.signing_algorithm != "HS256":
+        fresh = _new_pem(settings.signing_algorithm)
         stored["signing_keys"] = [*stored["signing_keys"], fresh][-keep - 1 :]
     _write(path, stored)
     return load_secrets(settings).keyring.newest.kid
@@ -110,10 +111,9 @@ def _signing_last(keys: Sequence[SigningKey], algorithm: str) -> list[SigningKey
 def _read_or_create(path: Path, algorithm: str) -> dict[str, list[str]]:
     if not path.exists():
         first = {"secret_keys": [_new_secret()], "signing_keys": []}
-        try:
+        # another process may be first: then its secrets are the secrets
+        with contextlib.suppress(FileExistsError):
             _create(path, first)
-        except FileExistsError:
-            pass  # another process was first: its secrets are the secrets
     if path.stat().st_mode & 0o077:
         raise ConfigurationError(f"others may read {path}: chmod 600 {path}")
     try:

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     # tokens
     issuer: str = "authws"
     audience: str = "authws"
-    token_algorithm: Literal["HS256", "EdDSA", "ES256"] = "HS256"
+    signing_algorithm: Literal["HS256", "EdDSA", "ES256"] = "HS256"
     access_ttl: Annotated[float, Field(gt=0, le=86_400)] = 900
     ticket_ttl: Annotated[float, Field(gt=0, le=30)] = 30
     refresh_ttl: Annotated[float, Field(gt=0)] = 43_200

@@ -16,7 +16,7 @@ __all__ = ["QueryParam"]
 
 
 class QueryParam(Strategy):
-    """Exactly one ``token`` in the query string; an Origin, if sent, must be allowed."""
+    """Exactly one ``token`` in the query; an Origin, if sent, must be allowed."""
 
     name = "query_param"
 

@@ -20,9 +20,9 @@ from authws.service.accounts import Tokens
 from authws.service.house import House
 from authws.service.routes.identity import (
     ClientDependency,
+    Documented,
     HouseDependency,
     PrincipalDependency,
-    bearer_scheme,
     check_login_origin,
 )
 from authws.strategies.handshake import Credentials
@@ -196,7 +196,9 @@ async def open_session(
     value = await house.accounts.open_session(body.username, password, client)
     response.set_cookie(house.cookie_name, value, **_cookie_attributes(house))
     principal = await house.authority.by_cookie(value)
-    return _me(principal.subject, principal.scopes, principal.session, principal.expires_at)
+    return _me(
+        principal.subject, principal.scopes, principal.session, principal.expires_at
+    )
 
 
 @router.delete("/session", status_code=204, responses=_refusals(403))
@@ -209,18 +211,14 @@ async def close_session(request: Request, house: HouseDependency) -> Response:
     except AuthError:
         pass  # nothing is open: that is what was asked for
     else:
-        await house.accounts.end_session(
-            principal.session, "logout", principal.subject
-        )
+        await house.accounts.end_session(principal.session, "logout", principal.subject)
     response = Response(status_code=204, headers={"clear-site-data": '"cookies"'})
     response.delete_cookie(house.cookie_name, **_cookie_attributes(house))
     return response
 
 
 @router.post("/logout", status_code=204, responses=_refusals(401))
-async def logout(
-    request: Request, house: HouseDependency, _: Annotated[object, Depends(bearer_scheme)]
-) -> Response:
+async def logout(request: Request, house: HouseDependency, _: Documented) -> Response:
     """End the token's session: its tokens, its tickets, its sockets.
 
     An expired token may still end its session; a session that is over already is
@@ -239,15 +237,11 @@ async def logout(
     except (RevokedTokenError, RevokedSessionError, ExpiredSessionError):
         pass
     else:
-        await house.accounts.end_session(
-            principal.session, "logout", principal.subject
-        )
+        await house.accounts.end_session(principal.session, "logout", principal.subject)
     return Response(status_code=204)
 
 
-@router.post(
-    "/ticket", response_model=TicketResponse, responses=_refusals(401, 403)
-)
+@router.post("/ticket", response_model=TicketResponse, responses=_refusals(401, 403))
 async def ticket(
     principal: PrincipalDependency, house: HouseDependency
 ) -> TicketResponse:
@@ -300,9 +294,7 @@ async def end_session(
     return Response(status_code=status.HTTP_204_NO_CONTENT)
 
 
-@router.post(
-    "/password", status_code=204, responses=_refusals(401, 403, 422, 429)
-)
+@router.post("/password", status_code=204, responses=_refusals(401, 403, 422, 429))
 async def change_password(
     body: PasswordChange,
     principal: PrincipalDependency,
@@ -339,9 +331,7 @@ def _tokens(tokens: Tokens) -> TokenResponse:
     )
 
 
-def _me(
-    subject: str, scopes: frozenset[str], session: str, expires_at: float
-) -> Me:
+def _me(subject: str, scopes: frozenset[str], session: str, expires_at: float) -> Me:
     return Me(
         subject=subject, scopes=sorted(scopes), session=session, expires_at=expires_at
     )
@@ -355,5 +345,3 @@ def _cookie_attributes(house: House) -> dict[str, Any]:
         "httponly": True,
         "samesite": "strict",
     }
-
-

@@ -22,6 +22,7 @@ __all__ = [
     "AdminDependency",
     "BearerDependency",
     "ClientDependency",
+    "Documented",
     "HouseDependency",
     "PrincipalDependency",
     "check_login_origin",
@@ -33,6 +34,9 @@ bearer_scheme = HTTPBearer(
     auto_error=False, description="An access token, as `POST /auth/login` returns it."
 )
 """For the documentation (its Authorize button); the strategies read the header."""
+
+Documented = Annotated[object, Depends(bearer_scheme)]
+"""Shows a route's lock in the documentation."""
 
 
 def house(request: Request) -> House:
@@ -52,9 +56,7 @@ def client(request: Request) -> Client:
 ClientDependency = Annotated[Client, Depends(client)]
 
 
-async def bearer(
-    request: Request, house: HouseDependency, _: Annotated[object, Depends(bearer_scheme)]
-) -> Principal:
+async def bearer(request: Request, house: HouseDependency, _: Documented) -> Principal:
     """The principal of a bearer token (RFC 6750)."""
     credentials = Credentials(request.scope)
     return await house.authority.by_token(
@@ -66,7 +68,7 @@ BearerDependency = Annotated[Principal, Depends(bearer)]
 
 
 async def principal(
-    request: Request, house: HouseDependency, _: Annotated[object, Depends(bearer_scheme)]
+    request: Request, house: HouseDependency, _: Documented
 ) -> Principal:
     """The principal of a bearer token or, without one, of the session cookie.
 

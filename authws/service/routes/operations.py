@@ -52,7 +52,7 @@ async def jwks(house: HouseDependency) -> dict[str, list[dict[str, str]]]:
 
 
 def _is_local(request: Request, house: House) -> bool:
-    """Tell whether the peer is on this machine; behind a proxy everybody seems to be."""
+    """Tell whether the peer is on this machine; behind a proxy all seem to be."""
     if house.settings.behind_proxy or request.client is None:
         return False
     try:

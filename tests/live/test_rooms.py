@@ -1,0 +1,91 @@
+"""Rooms, presence and acknowledgements: the same over all three strategies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection
+
+from tests.running import STRATEGIES, Service, running
+
+pytestmark = pytest.mark.parametrize("strategy", STRATEGIES)
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with running(tmp_path) as service:
+        await service.add_user("alice")
+        await service.add_user("bob")
+        yield service
+
+
+async def say(peer: ClientConnection, **message: Any) -> None:
+    await peer.send(json.dumps(message))
+
+
+async def hear(peer: ClientConnection) -> dict[str, Any]:
+    message = json.loads(await asyncio.wait_for(peer.recv(), 5))
+    assert isinstance(message, dict)
+    return message
+
+
+async def join(peer: ClientConnection, room: str = "lobby") -> dict[str, Any]:
+    await say(peer, type="join", room=room)
+    return await hear(peer)
+
+
+async def test_members_hear_a_message_and_the_publisher_an_ack(
+    service: Service, strategy: str
+) -> None:
+    async with (
+        await service.connect(strategy, "alice") as alice,
+        await service.connect(strategy, "bob") as bob,
+    ):
+        assert (await join(alice))["members"] == ["alice"]
+        assert (await join(bob))["members"] == ["alice", "bob"]
+        assert await hear(alice) == {
+            "type": "presence",
+            "room": "lobby",
+            "subject": "bob",
+            "event": "joined",
+        }
+        await say(alice, type="publish", room="lobby", data={"x": [1, "é"]}, id=7)
+        own, ack = await hear(alice), await hear(alice)
+        heard = await hear(bob)
+        assert own == heard
+        assert heard["data"] == {"x": [1, "é"]}
+        assert (heard["room"], heard["from"]) == ("lobby", "alice")
+        assert ack == {"type": "ack", "id": 7}
+
+
+async def test_a_crash_is_announced_like_a_leave(
+    service: Service, strategy: str
+) -> None:
+    async with await service.connect(strategy, "alice") as alice:
+        await join(alice)
+        bob = await service.connect(strategy, "bob")
+        await join(bob)
+        assert (await hear(alice))["event"] == "joined"
+        bob.transport.abort()
+        assert await hear(alice) == {
+            "type": "presence",
+            "room": "lobby",
+            "subject": "bob",
+            "event": "left",
+        }
+
+
+async def test_echo_returns_text_and_binary_and_nothing_else(
+    service: Service, strategy: str
+) -> None:
+    async with await service.connect(strategy, echo=True) as peer:
+        for message in ("hello", b"\x00\xff", "", '{"type":"auth","token":"x"}'):
+            await peer.send(message)
+            assert await asyncio.wait_for(peer.recv(), 5) == message
+        await peer.send(["frag", "men", "ted"])
+        assert await asyncio.wait_for(peer.recv(), 5) == "fragmented"
