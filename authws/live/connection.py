@@ -13,7 +13,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from authws import close_codes
 from authws.clock import Clock
@@ -385,5 +385,5 @@ class Connection:
         return False
 
 
-def _is_renewal(message: str | bytes) -> bool:
+def _is_renewal(message: str | bytes) -> TypeGuard[str]:
     return isinstance(message, str) and messages.is_auth(message)

@@ -38,7 +38,7 @@ from authws.strategies.first_message import FirstMessage
 from authws.strategies.query_param import QueryParam
 from authws.strategies.session_cookie import SessionCookie
 
-__all__ = ["House"]
+__all__ = ["House", "ticket_audience"]
 
 PRUNE_EVERY = 300.0
 OVERLAP = 10.0
@@ -73,12 +73,11 @@ class House:
         self.keyring = secrets.keyring
         self.cookies = SessionCookieSigner(secrets.cookie_secrets)
         self.cookie_name = SECURE_COOKIE_NAME if settings.is_secure else COOKIE_NAME
-        ticket_audience = f"{settings.audience}/ws"
         self.issuer = TokenIssuer(
             secrets.keyring,
             issuer=settings.issuer,
             audience=settings.audience,
-            ticket_audience=ticket_audience,
+            ticket_audience=ticket_audience(settings),
         )
         self._access = TokenVerifier(
             secrets.keyring.get,
@@ -91,7 +90,7 @@ class House:
         self._ticket = TokenVerifier(
             secrets.keyring.get,
             issuer=settings.issuer,
-            audience=ticket_audience,
+            audience=ticket_audience(settings),
             kind="ticket",
             leeway=settings.leeway,
             max_lifetime=settings.ticket_ttl,
@@ -277,6 +276,11 @@ class House:
                 await self.sessions.prune(now)
                 await self.tickets.prune(now)
             await asyncio.sleep(PRUNE_EVERY)
+
+
+def ticket_audience(settings: Settings) -> str:
+    """The audience of tickets: the WebSocket endpoints, and nothing else."""
+    return f"{settings.audience}/ws"
 
 
 def _broker(settings: Settings) -> Broker:

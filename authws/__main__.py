@@ -1,0 +1,6 @@
+"""``python -m authws``."""
+
+from authws.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""``authws serve`` and ``authws doctor``."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import secrets
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+from uvicorn.config import LOGGING_CONFIG
+
+from authws.cli.stores import opened, run
+from authws.cli.user import DEFAULT_SCOPES
+from authws.exceptions import ConfigurationError
+from authws.live.security_log import LOGGER_NAME
+from authws.service import doctor as checks
+from authws.service.app import create_app
+from authws.service.key_files import prepare_data_dir
+from authws.service.server import build_config
+from authws.service.settings import Settings
+
+__all__ = ["doctor", "serve"]
+
+DEMO_USER = "demo"
+
+Host = Annotated[str | None, typer.Option(help="The address to bind.")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free port.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="How many processes.")]
+TlsCert = Annotated[Path | None, typer.Option(help="PEM certificate chain.")]
+TlsKey = Annotated[Path | None, typer.Option(help="PEM private key.")]
+BehindProxy = Annotated[
+    bool, typer.Option("--behind-proxy", help="A proxy in front speaks TLS.")
+]
+Drain = Annotated[
+    int | None, typer.Option(min=0, help="Seconds that open work has at the end.")
+]
+
+
+def serve(
+    host: Host = None,
+    port: Port = None,
+    workers: Workers = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Make a demo user and say how to connect.")
+    ] = False,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    behind_proxy: BehindProxy = False,
+    drain: Drain = None,
+) -> None:
+    """Run the service. Refuses to start on an unsafe configuration."""
+    settings = _settings(
+        host=host,
+        port=port,
+        workers=workers,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        behind_proxy=behind_proxy or None,
+        drain=drain,
+    )
+    checks.check(settings)
+    listener = _bind(settings)
+    settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+    lines = _welcome(settings)
+    if demo:
+        lines += _demo_lines(settings, _demo_user(settings))
+    config = build_config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        tls_cert=settings.tls_cert,
+        tls_key=settings.tls_key,
+        max_message_bytes=settings.max_message_bytes,
+        drain=settings.drain,
+        trusted_proxies=settings.trusted_proxies,
+        log_config=_log_config(settings),
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        _Server(config, lines).run(sockets=[listener])
+
+
+def doctor(
+    host: Host = None,
+    workers: Workers = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    behind_proxy: BehindProxy = False,
+) -> None:
+    """Explain what is unsafe about the configuration; takes serve's options."""
+    settings = _settings(
+        host=host,
+        workers=workers,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        behind_proxy=behind_proxy or None,
+    )
+    found = checks.problems(settings)
+    for problem in found:
+        typer.echo(str(problem))
+    errors = sum(problem.severity == "error" for problem in found)
+    typer.echo(f"{errors} errors, {len(found) - errors} warnings")
+    if errors:
+        raise typer.Exit(1)
+
+
+class _Server(uvicorn.Server):
+    """Says where to go next as soon as it listens."""
+
+    def __init__(self, config: uvicorn.Config, lines: list[str]) -> None:
+        super().__init__(config)
+        self._lines = lines
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print("\n".join(self._lines), flush=True)
+
+
+def _settings(**options: Any) -> Settings:
+    """The environment's settings, and the options over them."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return Settings(**given)
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """Bind before anything else, so that a taken port is told in a sentence."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {settings.host} port {settings.port}: "
+            f"{error.strerror or error}; choose another with --port"
+        ) from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def _demo_user(settings: Settings) -> str | None:
+    """Make the demo user; return its password, None if it was made before."""
+    password = secrets.token_urlsafe(15)
+
+    async def work() -> str | None:
+        async with opened(settings) as stores:
+            if await stores.users.get(DEMO_USER) is not None:
+                return None
+            await stores.users.add(DEMO_USER, password, DEFAULT_SCOPES)
+            return password
+
+    prepare_data_dir(settings.data_dir)
+    return run(work())
+
+
+def _url(settings: Settings) -> str:
+    scheme = "https" if settings.is_tls else "http"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return settings.public_origin or f"{scheme}://{host}:{settings.port}"
+
+
+def _welcome(settings: Settings) -> list[str]:
+    url = _url(settings)
+    return ["", f"authws is at {url}" + (f" (API: {url}/docs)" * settings.docs)]
+
+
+def _demo_lines(settings: Settings, password: str | None) -> list[str]:
+    """Who the demo user is, and three lines to paste into another terminal."""
+    program = Path(sys.argv[0])
+    command = os.path.relpath(program) if program.name == "authws" else "authws"
+    if password is None:
+        who = [
+            f"The user {DEMO_USER!r} exists; its password was shown when it was made.",
+            f"A new one: {command} user passwd {DEMO_USER}",
+        ]
+    else:
+        who = [
+            f"user:     {DEMO_USER}",
+            f"password: {password}   (shown this once)",
+        ]
+    connect = f"{command} connect {_url(settings)} --user {DEMO_USER}"
+    return [
+        "",
+        *who,
+        "",
+        "Connect from another terminal, in each of the three ways:",
+        f"  {connect} --strategy query-param",
+        f"  {connect} --strategy first-message",
+        f"  {connect} --strategy session-cookie",
+        "",
+        "Ctrl-C stops the service.",
+        "",
+    ]
+
+
+def _log_config(settings: Settings) -> dict[str, Any]:
+    """Uvicorn's logging, and the security log beside it as bare JSON lines."""
+    config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
+    config["formatters"]["bare"] = {"format": "%(message)s"}
+    config["handlers"]["security"] = {"formatter": "bare", **_security_log(settings)}
+    config["loggers"][LOGGER_NAME] = {
+        "handlers": ["security"],
+        "level": "INFO",
+        "propagate": False,
+    }
+    config["loggers"]["authws"] = {"handlers": ["default"], "level": "INFO"}
+    return config
+
+
+def _security_log(settings: Settings) -> dict[str, Any]:
+    if settings.security_log == "-":
+        return {"class": "logging.StreamHandler", "stream": "ext://sys.stderr"}
+    path = Path(settings.security_log)
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+    except OSError as error:
+        raise ConfigurationError(
+            f"AUTHWS_SECURITY_LOG: cannot write {path}: {error.strerror}"
+        ) from None
+    return {"class": "logging.FileHandler", "filename": str(path)}

@@ -1,0 +1,160 @@
+"""Unsafe configurations, each with the sentence that says what to change.
+
+``authws serve`` refuses to start on an error; ``authws doctor`` explains warnings too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from authws.decisions.keys import check_secret
+from authws.decisions.origins import Origin
+from authws.exceptions import ConfigurationError
+from authws.service.key_files import FILE_NAME
+from authws.service.settings import Settings
+
+__all__ = ["Problem", "check", "problems"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something unsafe, and what to change."""
+
+    severity: Literal["error", "warning"]
+    what: str
+    change: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.what}; {self.change}"
+
+
+def problems(settings: Settings) -> list[Problem]:
+    """Everything that is unsafe about these settings, errors first."""
+    found = [
+        *_secrets(settings),
+        *_network(settings),
+        *_origins(settings),
+        *_workers(settings),
+        *_advice(settings),
+    ]
+    return sorted(found, key=lambda problem: problem.severity)
+
+
+def check(settings: Settings) -> None:
+    """Refuse an unsafe configuration.
+
+    Raises:
+        ConfigurationError: naming every error, and what to change.
+    """
+    errors = [p for p in problems(settings) if p.severity == "error"]
+    if errors:
+        raise ConfigurationError("\n".join(f"{p.what}; {p.change}" for p in errors))
+
+
+def _error(what: str, change: str) -> Problem:
+    return Problem("error", what, change)
+
+
+def _secrets(settings: Settings) -> Iterator[Problem]:
+    for number, secret in enumerate(settings.secret_keys, 1):
+        try:
+            check_secret(secret.get_secret_value())
+        except ConfigurationError as error:
+            yield _error(
+                f"key {number} of AUTHWS_SECRET_KEYS: {error}",
+                "generate one with: python3 -c "
+                "'import secrets; print(secrets.token_urlsafe(48))'",
+            )
+    file = settings.data_dir / FILE_NAME
+    for path, mode in ((settings.data_dir, "700"), (file, "600")):
+        if path.exists() and path.stat().st_mode & 0o077:
+            yield _error(
+                f"others on this machine can read {path}", f"run: chmod {mode} {path}"
+            )
+
+
+def _network(settings: Settings) -> Iterator[Problem]:
+    protected = settings.is_tls or settings.behind_proxy
+    if not settings.is_loopback and not protected:
+        yield _error(
+            f"{settings.host} can be reached from other machines without TLS",
+            "give --tls-cert and --tls-key, or --behind-proxy if a proxy speaks TLS, "
+            "or bind 127.0.0.1",
+        )
+    if settings.behind_proxy and not settings.public_origin:
+        yield _error(
+            "behind a proxy the service cannot know its own origin",
+            "set AUTHWS_PUBLIC_ORIGIN, such as https://chat.example.com",
+        )
+    if settings.behind_proxy and not settings.trusted_proxies:
+        yield _error(
+            "behind a proxy every peer seems to come from the proxy's address",
+            "set AUTHWS_TRUSTED_PROXIES to the proxy's address",
+        )
+    if settings.trusted_proxies and not settings.behind_proxy:
+        yield _error(
+            "AUTHWS_TRUSTED_PROXIES lets those addresses name any peer as theirs",
+            "add --behind-proxy if there is one, or unset it",
+        )
+    if settings.tls_key is not None and settings.tls_cert is None:
+        yield _error("a TLS key without its certificate", "give --tls-cert too")
+
+
+def _origins(settings: Settings) -> Iterator[Problem]:
+    configured = [*filter(None, [settings.public_origin]), *settings.allowed_origins]
+    for text in configured:
+        if "*" in text:
+            yield _error(
+                "a wildcard origin lets any page use a visitor's session cookie",
+                "list each origin, such as https://app.example.com",
+            )
+            continue
+        try:
+            Origin.parse(text)
+        except ValueError:
+            yield _error(
+                f"not an origin: {text!r:.100}",
+                "an origin is scheme://host or scheme://host:port, with nothing after",
+            )
+    if not settings.origins:
+        yield _error(
+            "no origin is allowed, so no page could connect",
+            "set AUTHWS_PUBLIC_ORIGIN to where browsers find the service",
+        )
+    if "*" in settings.allowed_hosts:
+        yield _error(
+            "a wildcard host accepts names that others point here (DNS rebinding)",
+            "list the names in AUTHWS_ALLOWED_HOSTS",
+        )
+
+
+def _workers(settings: Settings) -> Iterator[Problem]:
+    memory = settings.broker_url.get_secret_value().startswith("memory:")
+    if settings.workers > 1 and memory:
+        yield _error(
+            f"{settings.workers} workers with the memory broker would each be an "
+            "island: rooms, presence and revocations would not cross",
+            "use one worker, or set AUTHWS_BROKER_URL",
+        )
+
+
+def _advice(settings: Settings) -> Iterator[Problem]:
+    if settings.query_param_accepts == "any":
+        yield Problem(
+            "warning",
+            "/ws/query-param takes access tokens, and a URL is written down in many "
+            "places (OWASP ASVS 14.2.1)",
+            "set AUTHWS_QUERY_PARAM_ACCEPTS=ticket once your clients use tickets",
+        )
+    if settings.docs and not settings.is_loopback:
+        yield Problem(
+            "warning",
+            "/docs and /openapi.json are open to everybody (OWASP ASVS 13.4.5)",
+            "set AUTHWS_DOCS=false in production",
+        )
+    if settings.login_rate == 0:
+        yield Problem(
+            "warning", "failed logins are not throttled", "set AUTHWS_LOGIN_RATE=5"
+        )
