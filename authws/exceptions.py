@@ -72,6 +72,9 @@ class AuthError(AuthwsError):
     status: ClassVar[HTTPStatus] = HTTPStatus.UNAUTHORIZED
     """The status of an HTTP route that meets the same refusal."""
 
+    is_logged = False
+    """Whether the security log has a line about it already."""
+
 
 class MissingCredentialError(AuthError):
     """The peer presented no credential."""

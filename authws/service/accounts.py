@@ -13,6 +13,7 @@ from authws.clock import Clock
 from authws.decisions.session_cookies import SessionCookieSigner, session_digest
 from authws.decisions.tokens import TokenIssuer
 from authws.exceptions import (
+    AuthError,
     ExpiredTokenError,
     ForbiddenError,
     InvalidTokenError,
@@ -137,20 +138,20 @@ class Accounts:
         """
         redeemed = await self._refresh_tokens.redeem(refresh_token, self._clock.now())
         if redeemed is None:
-            self._refused("refresh_refused", "token_invalid", "", client)
-            raise InvalidTokenError("no such refresh token")
+            unknown = InvalidTokenError("no such refresh token")
+            raise self._refused("refresh_refused", unknown, "", client)
         session = redeemed.session_id
         if redeemed.reused:
             await self._revoke(session)
-            self._refused("refresh_reused", "token_revoked", session, client)
-            raise RevokedTokenError("a used refresh token came back")
+            reused = RevokedTokenError("a used refresh token came back")
+            raise self._refused("refresh_reused", reused, session, client)
         record = await self._records.get(session)
         if record is None or self._records.is_revoked(record):
-            self._refused("refresh_refused", "token_revoked", session, client)
-            raise RevokedTokenError("the session was ended")
+            ended = RevokedTokenError("the session was ended")
+            raise self._refused("refresh_refused", ended, session, client)
         if redeemed.expired or record.expires_at <= self._clock.now():
-            self._refused("refresh_refused", "token_expired", session, client)
-            raise ExpiredTokenError("the refresh token has expired")
+            expired = ExpiredTokenError("the refresh token has expired")
+            raise self._refused("refresh_refused", expired, session, client)
         await self._sessions.touch(session, self._clock.now())
         self._records.evict(session)
         return await self._issue(session, record.subject, record.user_scopes)
@@ -228,14 +229,13 @@ class Accounts:
         async with self._turn(client.address):
             try:
                 await self._throttle.check(account, client.address)
-            except RateLimitedError:
-                self._refused("login_throttled", "rate_limited", account, client)
-                raise
+            except RateLimitedError as error:
+                raise self._refused("login_throttled", error, account, client) from None
             user = await self._users.authenticate(username, password)
             if user is None:
                 await self._throttle.failed(account, client.address)
-                self._refused("login_failed", "credentials_invalid", account, client)
-                raise BadCredentialsError("unknown user or wrong password")
+                wrong = BadCredentialsError("unknown user or wrong password")
+                raise self._refused("login_failed", wrong, account, client)
             await self._throttle.succeeded(account, client.address)
         self._log.write("login", subject=user.name, address=client.address)
         return user
@@ -296,8 +296,15 @@ class Accounts:
         self._records.evict(session)
         return self._hub.revoke_session(session)
 
-    def _refused(self, event: str, reason: str, who: str, client: Client) -> None:
+    def _refused(
+        self, event: str, error: AuthError, who: str, client: Client
+    ) -> AuthError:
+        """Write a refusal to the security log under a name of its own."""
+        wrong = isinstance(error, BadCredentialsError)
+        reason = "credentials_invalid" if wrong else error.close.reason
         self._log.write(event, reason=reason, subject=who, address=client.address)
+        error.is_logged = True
+        return error
 
 
 class _Turn:

@@ -116,8 +116,16 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
 
 
-async def _auth_error(_: Request, exc: Exception) -> JSONResponse:
+async def _auth_error(request: Request, exc: Exception) -> JSONResponse:
     error = cast(AuthError, exc)
+    if not error.is_logged:
+        house: House = request.app.state.authws
+        house.log.write(
+            "refused",
+            reason=error.close.reason,
+            detail=str(error),
+            address=request.client.host if request.client else "",
+        )
     headers: dict[str, str] = {}
     if error.status == 401:
         # RFC 6750, 3: no error code where no credential was presented

@@ -10,7 +10,6 @@ from fastapi.security import HTTPBearer
 from authws.decisions import carriers
 from authws.exceptions import (
     ForbiddenError,
-    ForbiddenOriginError,
     MissingCredentialError,
 )
 from authws.principal import Principal
@@ -80,7 +79,7 @@ async def principal(
     credentials = Credentials(request.scope)
     unsafe = request.method not in SAFE_METHODS
     if unsafe and house.session_cookie.has_cookie(credentials):
-        _check_origin(house, credentials, required=True)
+        house.session_cookie.check_origin(credentials, required=True)
     return await house.session_cookie.identify(credentials)
 
 
@@ -103,20 +102,7 @@ def check_login_origin(request: Request, house: HouseDependency) -> None:
     A browser names the page's origin with every POST, so that none is named means
     that no browser and no page is behind it.
     """
-    _check_origin(house, Credentials(request.scope), required=False)
-
-
-def _check_origin(house: House, credentials: Credentials, *, required: bool) -> None:
-    try:
-        house.session_cookie.check_origin(credentials, required=required)
-    except ForbiddenOriginError as error:
-        house.log.write(
-            "refused",
-            reason=error.close.reason,
-            detail=str(error),
-            address=credentials.address,
-        )
-        raise
+    house.session_cookie.check_origin(Credentials(request.scope), required=False)
 
 
 def _token(credentials: Credentials) -> str:
