@@ -1,0 +1,37 @@
+"""A session cookie of the same origin.
+
+How it travels: the browser sends it by itself, so the Origin is checked first.
+
+    authws user add alice
+    python examples/session_cookie/app.py
+
+Leaves out: TLS and settings for anything but this machine (docs/deploying.md).
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import uvicorn
+from fastapi import Depends, FastAPI
+from fastapi.responses import FileResponse
+
+from authws import AuthWS, Connection
+
+auth = AuthWS()
+app = FastAPI(lifespan=auth.lifespan)
+auth.install(app)
+
+
+@app.get("/")
+async def page() -> FileResponse:
+    return FileResponse(Path(__file__).with_name("index.html"))
+
+
+@app.websocket("/ws")
+async def ws(connection: Annotated[Connection, Depends(auth.session_cookie)]) -> None:
+    async for message in connection:
+        await connection.send_json({"echo": message})
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, ws_per_message_deflate=False, ws_max_size=65_536)
