@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 
 import httpx
 import websockets
+from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection
+from websockets.datastructures import HeadersLike
 
 from authws.clock import Clock
 from authws.service.app import create_app
@@ -26,7 +28,7 @@ from authws.service.house import House
 from authws.service.settings import Settings
 from tests.serving import serving
 
-__all__ = ["ENDPOINTS", "PASSWORD", "STRATEGIES", "Service", "running"]
+__all__ = ["ENDPOINTS", "PASSWORD", "STRATEGIES", "Service", "free_port", "running"]
 
 T = TypeVar("T")
 
@@ -53,6 +55,7 @@ class Service:
     """A running service, and what a test needs to talk to it."""
 
     port: int
+    app: FastAPI
     house: House
     loop: asyncio.AbstractEventLoop
     clock: TestClock
@@ -119,7 +122,7 @@ class Service:
         return f"ws://127.0.0.1:{self.port}{path}"
 
     async def open(
-        self, path: str, *, headers: dict[str, str] | None = None, **options: Any
+        self, path: str, *, headers: HeadersLike | None = None, **options: Any
     ) -> ClientConnection:
         """Open a WebSocket without any credential."""
         return await websockets.connect(
@@ -165,9 +168,11 @@ class _Recorder(logging.Handler):
 async def running(tmp_path: Path, **settings: Any) -> AsyncIterator[Service]:
     """Serve a fresh service; ``settings`` override the defaults.
 
+    ``server`` among them goes to ``build_config``, such as a shorter ping interval.
     Every log record of every logger is kept in ``service.records``.
     """
-    port = settings.pop("port", None) or _free_port()
+    port = settings.pop("port", None) or free_port()
+    server: dict[str, Any] = settings.pop("server", {})
     clock = TestClock()
     configured = Settings(
         _env_file=None,
@@ -199,14 +204,16 @@ async def running(tmp_path: Path, **settings: Any) -> AsyncIterator[Service]:
             port=port,
             max_message_bytes=configured.max_message_bytes,
             trusted_proxies=configured.trusted_proxies,
+            **server,
         ):
-            yield Service(port, house, await started, clock, records)
+            yield Service(port, app, house, await started, clock, records)
     finally:
         for logger in watched:
             logger.removeHandler(recorder)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
