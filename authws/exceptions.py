@@ -57,6 +57,7 @@ __all__ = [
     "RevokedTokenError",
     "TooManyConnectionsError",
     "UnavailableError",
+    "UnexpectedError",
     "UsedTicketError",
 ]
 
@@ -194,6 +195,13 @@ class UnavailableError(AuthError):
 
     close = close_codes.TRY_AGAIN_LATER
     status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class UnexpectedError(AuthError):
+    """We failed: nothing was decided about the credential, so it opens nothing."""
+
+    close = close_codes.INTERNAL_ERROR
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class MessageError(AuthwsError):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-__all__ = ["REDACTED", "install_log_redaction", "redact", "redact_query"]
+__all__ = ["REDACTED", "install_log_redaction", "log_failure", "redact", "redact_query"]
 
 REDACTED = "[redacted]"
 
@@ -65,6 +66,15 @@ def redact_query(query_string: bytes) -> bytes:
     return b"&".join(
         name[:64] + b"=redacted" for name, _, _ in (p.partition(b"=") for p in pairs)
     )
+
+
+def log_failure(logger: logging.Logger, message: str, *args: object) -> None:
+    """Log the exception that is being handled, as text with credentials blanked.
+
+    The record does not carry the exception itself: who keeps that (an error tracker,
+    a debugging handler) shows the locals of its frames, and a token is one of them.
+    """
+    logger.error(f"{message}\n%s", *args, redact(traceback.format_exc()))
 
 
 class _RedactingRecord(logging.LogRecord):

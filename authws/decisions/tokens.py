@@ -90,7 +90,7 @@ class Claims:
     kind: TokenKind
     connect_until: float
     """Until when a connection opened with this may live: for a ticket, the end of the
-    credential it was drawn on; otherwise ``expires_at``."""
+    credential it was drawn on; otherwise ``expires_at`` and the leeway."""
 
 
 class TokenIssuer:
@@ -282,7 +282,9 @@ class TokenVerifier:
             expires_at=expires_at,
             scopes=_scopes(claims),
             kind=self._kind,
-            connect_until=_time(claims, "connect_until") if ticket else expires_at,
+            connect_until=(
+                _time(claims, "connect_until") if ticket else expires_at + self._leeway
+            ),
         )
 
     def _id(self, claims: dict[str, Any], name: str) -> str:

@@ -265,7 +265,7 @@ def _foreign_principal(claims: Claims, strategy: str) -> Principal:
     return Principal(
         subject=claims.subject,
         scopes=claims.scopes,
-        expires_at=claims.expires_at,
+        expires_at=claims.connect_until,
         session=claims.session,
         strategy=strategy,
         authenticated_at=claims.issued_at,

@@ -18,6 +18,7 @@ from typing import Literal
 from authws import close_codes
 from authws.clock import Clock
 from authws.decisions.limits import KeyedBuckets
+from authws.decisions.redaction import log_failure
 from authws.exceptions import (
     AuthError,
     ConnectionClosed,
@@ -26,6 +27,7 @@ from authws.exceptions import (
     RateLimitedError,
     RevokedSessionError,
     RevokedTokenError,
+    UnexpectedError,
 )
 from authws.live.authority import HouseAuthority
 from authws.live.connection import Connection, ConnectionLimits
@@ -125,10 +127,10 @@ class Door:
             principal = await strategy.authenticate(handshake)
             if not style.scopes <= principal.scopes:
                 raise ForbiddenError("a required scope is missing")
-        except AuthError as error:
-            await self._turn_away(strategy, handshake, error)
         except ConnectionClosed:
             self._log_abandoned(strategy, handshake)
+        except Exception as error:
+            await self._turn_away(strategy, handshake, _refusal(error))
         else:
             return principal
         raise NotAdmittedError
@@ -160,13 +162,13 @@ class Door:
                 raise revocation(principal)
             if not handshake.accepted:
                 await handshake.accept()
-        except AuthError as error:
-            await self._hub.release(connection)
-            await self._turn_away(strategy, handshake, error, principal)
-            raise NotAdmittedError from None
         except ConnectionClosed:
             await self._hub.release(connection)
             self._log_abandoned(strategy, handshake)
+            raise NotAdmittedError from None
+        except Exception as error:
+            await self._hub.release(connection)
+            await self._turn_away(strategy, handshake, _refusal(error), principal)
             raise NotAdmittedError from None
         self._log.write(
             "connected",
@@ -195,6 +197,11 @@ class Door:
                 return
             if not handshake.accepted and self._may_accept(error):
                 await handshake.accept()
+            if (
+                not handshake.accepted
+                and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+            ):
+                await handshake.deny(error.status, error.close.reason)
             await handshake.close(error.close)
         except ConnectionClosed:
             return
@@ -232,7 +239,7 @@ class Door:
     def _report_failure(self, connection: Connection) -> None:
         """A handler failed: 1011 for the peer, a correlation id for the operator."""
         correlation = secrets.token_hex(8)
-        logger.exception("handler failed (correlation id %s)", correlation)
+        log_failure(logger, "handler failed (correlation id %s)", correlation)
         connection.end(close_codes.INTERNAL_ERROR)
         self._log.write(
             "handler_failed",
@@ -255,6 +262,15 @@ class Door:
             strategy=connection.principal.strategy,
             connection=connection.id,
         )
+
+
+def _refusal(error: Exception) -> AuthError:
+    """Name the refusal; whatever else went wrong, it fails closed and is reported."""
+    if isinstance(error, AuthError):
+        return error
+    correlation = secrets.token_hex(8)
+    log_failure(logger, "handshake failed (correlation id %s)", correlation)
+    return UnexpectedError(f"correlation id {correlation}")
 
 
 def _uncancel() -> None:

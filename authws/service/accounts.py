@@ -200,7 +200,9 @@ class Accounts:
         try:
             user = await self._authenticate(principal.subject, current, client)
         except BadCredentialsError:
-            raise ForbiddenError("the current password is wrong") from None
+            wrong = ForbiddenError("the current password is wrong")
+            wrong.is_logged = True  # as the failed login that it is
+            raise wrong from None
         others = await self._users.set_password(
             user.name, new, except_session=principal.session
         )

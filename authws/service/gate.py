@@ -16,6 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from authws.decisions.origins import HostPolicy
+from authws.decisions.redaction import log_failure
 from authws.live.security_log import SecurityLog
 from authws.strategies.handshake import Handshake
 
@@ -122,7 +123,7 @@ class Gate:
                 )
         except Exception:
             correlation = secrets.token_hex(8)
-            logger.exception("request failed (correlation id %s)", correlation)
+            log_failure(logger, "request failed (correlation id %s)", correlation)
             self._refused(scope, "internal_error")
             if not started:
                 await _answer(

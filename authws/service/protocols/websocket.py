@@ -20,6 +20,7 @@ from websockets.protocol import State
 
 from authws import close_codes
 from authws.close_codes import CloseCode
+from authws.decisions.redaction import log_failure
 from authws.service.protocols.closing import linger
 from authws.service.protocols.frames import FrameParser
 from authws.service.protocols.limits import (
@@ -199,9 +200,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             close = close_codes.SERVICE_RESTART
         except BaseException:
             close = close_codes.INTERNAL_ERROR
-            self.logger.exception("Exception in ASGI application\n")
+            log_failure(self.logger, "Exception in ASGI application")
         if not self.handshake_complete:
-            if close is close_codes.NORMAL_CLOSURE:
+            # a whole response of the app's own (a denial) is an answer too
+            if close is close_codes.NORMAL_CLOSURE and not self.close_sent:
                 self.logger.error(
                     "ASGI callable returned without completing handshake."
                 )
