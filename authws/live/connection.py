@@ -37,6 +37,10 @@ __all__ = ["Connection", "ConnectionLimits", "Renew"]
 Renew = Callable[[str, Principal], Awaitable[Principal]]
 """Verify a token that a live connection presents, given who it is."""
 
+EXPIRY_NOTICE = 60.0
+"""Seconds before its end that a peer is asked to renew; half its time if that is less.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
@@ -96,6 +100,8 @@ class Connection:
         self._drained.set()
         self._inbox: asyncio.Queue[str | bytes | None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._notice_at: float | None = None
+        """When to send ``auth_expiring``; None once it is sent, or if none is due."""
         self._cutoff: asyncio.TimerHandle | None = None
         self._owner: asyncio.Task[Any] | None = None
         self.was_cut = False
@@ -237,6 +243,7 @@ class Connection:
             return
         if not self.is_open:
             return
+        self._plan_notice()
         self._schedule_deadline()
         if self.renewed is not None:
             self.renewed(self)
@@ -306,6 +313,7 @@ class Connection:
         if pump:
             self._inbox = asyncio.Queue(self.limits.inbox_messages)
             self._tasks.append(asyncio.create_task(self._pump(self._inbox)))
+        self._plan_notice()
         self._schedule_deadline()
 
     async def stop(self) -> None:
@@ -326,14 +334,22 @@ class Connection:
             if isinstance(result, Exception):
                 raise result
 
+    def _plan_notice(self) -> None:
+        """Decide when to ask for a renewal, where one would be taken."""
+        deadline = self._lifecycle.deadline
+        if self._renew is not None and deadline is not None:
+            left = deadline - self._clock.now()
+            self._notice_at = deadline - min(EXPIRY_NOTICE, left / 2)
+
     def _schedule_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
         deadline = self._lifecycle.deadline
         if deadline is None:
             return
+        following = deadline if self._notice_at is None else self._notice_at
         # not beyond a day at once: a wall clock may be set, call_later's is not
-        delay = min(max(0.0, deadline - self._clock.now()), 86_400.0)
+        delay = min(max(0.0, following - self._clock.now()), 86_400.0)
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(delay, self._check_deadline)
 
@@ -341,7 +357,11 @@ class Connection:
         deadline = self._lifecycle.deadline
         if deadline is None:
             return
-        if self._clock.now() < deadline:
+        now = self._clock.now()
+        if now < deadline:
+            if self._notice_at is not None and now >= self._notice_at:
+                self._notice_at = None
+                self.post(messages.auth_expiring(deadline))
             self._schedule_deadline()
             return
         self._lifecycle.receive(DeadlinePassed())

@@ -87,6 +87,7 @@ def build_config(
         tls_cert: a PEM file with the certificate chain: serves https and wss.
         tls_key: its private key, when that is in a file of its own.
         max_message_bytes: of one WebSocket message; a bigger one closes 1009.
+            0 is off.
         drain: seconds that running requests have when the server stops.
         trusted_proxies: addresses or networks whose ``X-Forwarded-For`` and
             ``X-Forwarded-Proto`` are believed. None is by default, loopback included.
@@ -115,7 +116,7 @@ def build_config(
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,
         ssl_context_factory=_tls_context if tls_cert is not None else None,
-        ws_max_size=max_message_bytes,
+        ws_max_size=max_message_bytes or sys.maxsize,
         ws_per_message_deflate=False,  # CRIME, and bombs before authentication
         ws_ping_interval=ping_interval,
         ws_ping_timeout=ping_timeout,
