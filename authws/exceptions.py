@@ -18,7 +18,8 @@
     │   ├── RateLimitedError
     │   ├── TooManyConnectionsError
     │   ├── OversizedMessageError
-    │   └── UnavailableError      we cannot decide: fail closed
+    │   ├── UnavailableError      we cannot decide: fail closed
+    │   └── UnexpectedError       we failed: fail closed
     ├── MessageError              a message was refused; the connection lives on
     ├── ConnectionClosed          the peer is gone, or we ended it
     └── ConfigurationError        an unsafe or impossible setting

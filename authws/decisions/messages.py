@@ -47,6 +47,9 @@ MAX_JSON_DEPTH = 64
 """Nesting that a message may have; Centrifugo and browsers meet far less."""
 MAX_ID_LENGTH = 64
 
+# A string that does not end is one up to the end of the text: to fail there, and to try
+# again from each quote within it, would cost the square of its length (CWE-1333).
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[{\]}]', re.DOTALL)
 _ROOM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 
 MessageId = str | int | None
@@ -128,7 +131,7 @@ def parse_auth(text: str) -> Auth:
             text,
             object_pairs_hook=_unique,
             parse_constant=_refuse_constant,
-            parse_int=str,  # no number matters here, and a long one costs time
+            parse_int=float,  # no number matters here, and a long int costs time
         )
     except (ValueError, RecursionError):
         raise MessageError("auth_malformed", "not one JSON object") from None
@@ -249,7 +252,7 @@ def _too_deep(text: str) -> bool:
     if text.count("[") + text.count("{") <= MAX_JSON_DEPTH:
         return False
     depth = 0
-    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', text, re.DOTALL):
+    for token in _STRING_OR_BRACKET.finditer(text):
         bracket = token[0]
         if bracket in "[{":
             depth += 1

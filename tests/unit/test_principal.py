@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from authws.principal import Principal
+
+NAMES = st.text(alphabet="abc:*.-", min_size=1, max_size=8)
+
+
+def with_scopes(*scopes: str) -> Principal:
+    return Principal(
+        subject="alice",
+        scopes=frozenset(scopes),
+        expires_at=2.0,
+        session="s",
+        strategy="query_param",
+    )
+
+
+@pytest.mark.parametrize(
+    ("scope", "granted"),
+    [
+        ("join:lobby", True),
+        ("join:*", True),
+        ("join:lob*", True),
+        ("join:lobby*", True),
+        ("join:lobby2", False),
+        ("join:lob", False),
+        ("join:Lobby", False),
+        ("join:", False),
+        ("join", False),
+        ("join*", False),
+        ("*", False),
+        ("*:lobby", False),
+        ("publish:*", False),
+        ("rejoin:*", False),
+        ("join:*y", False),
+        ("join:l?bby", False),
+        ("admin", False),
+        ("", False),
+    ],
+)
+def test_a_scope_grants_the_room_it_names_or_a_prefix(
+    scope: str, granted: bool
+) -> None:
+    assert with_scopes(scope).may("join", "lobby") is granted
+
+
+def test_one_scope_of_many_is_enough() -> None:
+    assert with_scopes("publish:x", "join:other", "join:lobby").may("join", "lobby")
+
+
+def test_without_scopes_nothing_is_granted() -> None:
+    assert not with_scopes().may("join", "lobby")
+
+
+def test_a_star_in_the_middle_of_a_scope_is_a_letter() -> None:
+    principal = with_scopes("join:a*b")
+    assert not principal.may("join", "axb")
+    assert principal.may("join", "a*b")
+
+
+@given(NAMES)
+def test_a_scope_for_one_action_never_grants_another(room: str) -> None:
+    assert not with_scopes(f"join:{room}", "join:*").may("publish", room)
+
+
+@given(NAMES, NAMES)
+def test_a_scope_without_a_star_grants_only_itself(scope: str, room: str) -> None:
+    granted = with_scopes(f"join:{scope}").may("join", room)
+    starred = scope.endswith("*") and room.startswith(scope[:-1])
+    assert granted == (scope == room or starred)
+
+
+def test_has_asks_for_the_very_scope() -> None:
+    principal = with_scopes("admin", "join:*")
+    assert principal.has("admin")
+    assert not principal.has("join:lobby")
+    assert not principal.has("Admin")
+
+
+def test_a_principal_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        with_scopes().subject = "bob"  # type: ignore[misc]
