@@ -1,6 +1,6 @@
 #!/bin/sh
-# What some tests need from the system: PostgreSQL and Node. Installed only by root on
-# Debian; elsewhere their tests are skipped, and this says so before pytest does.
+# What some tests need from the system: PostgreSQL, Node and a browser. Installed only
+# by root on Debian; elsewhere their tests are skipped, and this says so before pytest.
 
 have_postgres() {
   command -v postgres >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/postgres \
@@ -9,10 +9,15 @@ have_postgres() {
 have_node() {
   command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1
 }
+have_chromium() {
+  command -v chromium >/dev/null 2>&1 || command -v chromium-browser >/dev/null 2>&1 ||
+    command -v google-chrome >/dev/null 2>&1
+}
 
 missing=""
 have_postgres || missing="$missing postgresql"
 have_node || missing="$missing nodejs npm"
+have_chromium || missing="$missing chromium"
 [ -n "$missing" ] || exit 0
 
 if [ -f /etc/debian_version ] && [ "$(id -u)" = 0 ]; then
@@ -27,4 +32,6 @@ have_postgres || echo "*** SKIPPED: all tests on PostgreSQL (no postgres here;" 
   "install postgresql)" >&2
 have_node || echo "*** SKIPPED: all tests with the Node client (no node and npm here;" \
   "install nodejs and npm)" >&2
+have_chromium || echo "*** SKIPPED: all tests in a browser (no chromium here;" \
+  "install chromium)" >&2
 exit 0

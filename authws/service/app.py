@@ -21,7 +21,7 @@ from authws.live.rooms import RoomProtocol, echo
 from authws.service.accounts import BadCredentialsError
 from authws.service.gate import Endpoint, Gate
 from authws.service.house import House
-from authws.service.routes import auth, operations
+from authws.service.routes import auth, operations, pages
 from authws.service.settings import Settings
 from authws.strategies.base import Strategy
 from authws.strategies.handshake import Handshake
@@ -60,13 +60,15 @@ def create_app(
         description=DESCRIPTION,
         version=_version(),
         lifespan=lifespan,
-        docs_url="/docs" if settings.docs else None,
+        docs_url=None,  # its page loads scripts from elsewhere; pages has our own
         openapi_url="/openapi.json" if settings.docs else None,
         redoc_url=None,
     )
     app.state.authws = house
     app.include_router(auth.router)
     app.include_router(operations.router)
+    if settings.docs:
+        app.include_router(pages.router)
     add_error_handlers(app)
     app.add_middleware(
         Gate,
