@@ -15,7 +15,9 @@ from authws.exceptions import (
     ForbiddenError,
     RevokedSessionError,
     RevokedTokenError,
+    UnavailableError,
 )
+from authws.principal import Principal
 from authws.service.accounts import Tokens
 from authws.service.house import House
 from authws.service.routes.identity import (
@@ -24,6 +26,7 @@ from authws.service.routes.identity import (
     HouseDependency,
     PrincipalDependency,
     check_login_origin,
+    require_json,
 )
 from authws.strategies.handshake import Credentials
 
@@ -157,8 +160,8 @@ def _refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
 @router.post(
     "/login",
     response_model=TokenResponse,
-    responses=_refusals(401, 403, 413, 429, 503),
-    dependencies=[Depends(check_login_origin)],
+    responses=_refusals(401, 403, 413, 415, 429, 503),
+    dependencies=[Depends(check_login_origin), Depends(require_json)],
 )
 async def login(
     body: Login, house: HouseDependency, client: ClientDependency
@@ -171,8 +174,8 @@ async def login(
 @router.post(
     "/refresh",
     response_model=TokenResponse,
-    responses=_refusals(401, 403),
-    dependencies=[Depends(check_login_origin)],
+    responses=_refusals(401, 403, 415),
+    dependencies=[Depends(check_login_origin), Depends(require_json)],
 )
 async def refresh(
     body: Refresh, house: HouseDependency, client: ClientDependency
@@ -185,15 +188,25 @@ async def refresh(
 @router.post(
     "/session",
     response_model=Me,
-    responses=_refusals(401, 403, 429, 503),
-    dependencies=[Depends(check_login_origin)],
+    responses=_refusals(401, 403, 415, 429, 503),
+    dependencies=[Depends(check_login_origin), Depends(require_json)],
 )
 async def open_session(
-    body: Login, response: Response, house: HouseDependency, client: ClientDependency
+    body: Login,
+    request: Request,
+    response: Response,
+    house: HouseDependency,
+    client: ClientDependency,
 ) -> Me:
-    """Log in with a session cookie; its id is new at every login."""
+    """Log in with a session cookie; its id is new at every login.
+
+    The session that the browser held before, whoever planted it there, is ended.
+    """
     password = body.password.get_secret_value()
     value = await house.accounts.open_session(body.username, password, client)
+    held = await _held(house, Credentials(request.scope))
+    if held is not None:  # session fixation (ASVS 7.2.4)
+        await house.accounts.end_session(held.session, "replaced", held.subject)
     response.set_cookie(house.cookie_name, value, **_cookie_attributes(house))
     principal = await house.authority.by_cookie(value)
     return _me(
@@ -206,12 +219,9 @@ async def close_session(request: Request, house: HouseDependency) -> Response:
     """Log out of the cookie's session; doing so twice is no error."""
     credentials = Credentials(request.scope)
     house.session_cookie.check_origin(credentials)
-    try:
-        principal = await house.session_cookie.identify(credentials)
-    except AuthError:
-        pass  # nothing is open: that is what was asked for
-    else:
-        await house.accounts.end_session(principal.session, "logout", principal.subject)
+    held = await _held(house, credentials)
+    if held is not None:  # otherwise nothing is open: that is what was asked for
+        await house.accounts.end_session(held.session, "logout", held.subject)
     response = Response(status_code=204, headers={"clear-site-data": '"cookies"'})
     response.delete_cookie(house.cookie_name, **_cookie_attributes(house))
     return response
@@ -294,7 +304,12 @@ async def end_session(
     return Response(status_code=status.HTTP_204_NO_CONTENT)
 
 
-@router.post("/password", status_code=204, responses=_refusals(401, 403, 422, 429))
+@router.post(
+    "/password",
+    status_code=204,
+    responses=_refusals(401, 403, 415, 422, 429),
+    dependencies=[Depends(require_json)],
+)
 async def change_password(
     body: PasswordChange,
     principal: PrincipalDependency,
@@ -314,6 +329,20 @@ async def change_password(
 
 class UnknownSessionError(Exception):
     """The user has no such session."""
+
+
+async def _held(house: House, credentials: Credentials) -> Principal | None:
+    """Whose session the cookie is, if it is anybody's.
+
+    Raises:
+        UnavailableError: that cannot be told; do not say that nobody's was ended.
+    """
+    try:
+        return await house.session_cookie.identify(credentials)
+    except UnavailableError:
+        raise
+    except AuthError:
+        return None
 
 
 def _own(issuer: str, subject: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPBearer
 
 from authws.decisions import carriers
@@ -25,6 +25,7 @@ __all__ = [
     "HouseDependency",
     "PrincipalDependency",
     "check_login_origin",
+    "require_json",
 ]
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -110,3 +111,14 @@ def _token(credentials: Credentials) -> str:
     if token is None:
         raise MissingCredentialError("no Authorization header")
     return token
+
+
+def require_json(request: Request) -> None:
+    """Refuse a body that is not declared as JSON.
+
+    A form on any page can send JSON as ``text/plain`` without asking first; only a
+    declared type makes the browser ask (Fetch, CORS-safelisted request-header).
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip()
+    if media_type.lower() != "application/json":
+        raise HTTPException(415)
