@@ -70,6 +70,8 @@ def serve(
     lines = _welcome(settings)
     if demo:
         lines += _demo_lines(settings, _demo_user(settings))
+    else:
+        lines.append("Users are added with: authws user add NAME")
     config = build_config(
         create_app(settings),
         host=settings.host,
@@ -130,18 +132,21 @@ def _settings(**options: Any) -> Settings:
 
 def _bind(settings: Settings) -> socket.socket:
     """Bind before anything else, so that a taken port is told in a sentence."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot listen on {settings.host} port {settings.port}: "
-            f"{error.strerror or error}; choose another with --port"
-        ) from None
+    with contextlib.ExitStack() as unless_bound:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                settings.host, settings.port, type=socket.SOCK_STREAM
+            )[0]
+            listener = socket.socket(family, kind, protocol)
+            unless_bound.callback(listener.close)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot listen on {settings.host} port {settings.port}: "
+                f"{error.strerror or error}; choose another with --port"
+            ) from None
+        unless_bound.pop_all()
     listener.set_inheritable(True)
     return listener
 

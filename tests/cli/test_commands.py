@@ -1,0 +1,206 @@
+"""The command line, on a data directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from authws.cli import app
+from authws.decisions.passwords import PasswordError
+from authws.exceptions import ConfigurationError
+from authws.stores.users import UnknownUserError, UserExistsError
+
+PASSWORD = "correct horse battery staple"
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in list(os.environ):
+        if name.startswith("AUTHWS_") and name != "AUTHWS_TEST_REQUIRE":
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTHWS_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def authws(*arguments: str, stdin: str = "") -> Result:
+    return CliRunner().invoke(app, arguments, input=stdin)
+
+
+def add(name: str = "alice", *options: str, password: str = PASSWORD) -> Result:
+    return authws("user", "add", name, "--password-stdin", *options, stdin=password)
+
+
+def test_user_is_added_listed_disabled_enabled_and_removed() -> None:
+    assert add().output == "added alice (join:* publish:*)\n"
+    assert authws("user", "disable", "alice").exit_code == 0
+    assert authws("user", "list").output == "alice\tdisabled\tjoin:* publish:*\n"
+    assert authws("user", "enable", "alice").exit_code == 0
+    assert "enabled" in authws("user", "list").output
+    assert authws("user", "remove", "alice").exit_code == 0
+    assert authws("user", "list").output == ""
+
+
+def test_scopes_are_what_was_asked_for_and_no_more() -> None:
+    result = add("bob", "--scope", "join:lobby", "--scope", "publish:lobby")
+    assert result.output == "added bob (join:lobby publish:lobby)\n"
+
+
+@pytest.mark.parametrize(
+    ("length", "options", "accepted"),
+    [
+        (11, (), False),
+        (12, (), True),
+        (14, ("--scope", "admin"), False),
+        (15, ("--scope", "admin"), True),
+        (128, (), True),
+        (129, (), False),
+    ],
+)
+def test_password_length_has_its_bounds(
+    length: int, options: tuple[str, ...], accepted: bool
+) -> None:
+    password = ("zebra-Quilt7" * 11)[:length]
+    result = add("carol", *options, password=password)
+    assert (result.exit_code == 0) is accepted
+    if not accepted:
+        assert isinstance(result.exception, PasswordError)
+        assert password not in str(result.exception)
+
+
+def test_a_name_is_taken_once() -> None:
+    add()
+    assert isinstance(add().exception, UserExistsError)
+    assert isinstance(authws("user", "disable", "nobody").exception, UnknownUserError)
+
+
+def test_issued_token_is_inspected_as_valid_and_shows_its_claims() -> None:
+    add()
+    token = authws("token", "issue", "alice", "--ttl", "60").output.strip()
+    result = authws("token", "inspect", stdin=token)
+    assert result.output.splitlines()[-1] == "valid"
+    assert '"sub": "alice"' in result.output
+    assert '"typ": "at+jwt"' in result.output
+
+
+def test_tampered_token_is_inspected_as_invalid() -> None:
+    add()
+    token = authws("token", "issue", "alice").output.strip()
+    result = authws("token", "inspect", stdin=token[:-4] + "AAAA")
+    assert result.exit_code == 1
+    assert "invalid" in result.output
+
+
+def test_rotated_key_signs_and_the_older_still_verifies(data_dir: Path) -> None:
+    add()
+    before = authws("token", "issue", "alice").output.strip()
+    kid = re.search(r"added key (\S+);", authws("keys", "rotate").output)
+    assert kid is not None
+    after = authws("token", "issue", "alice").output.strip()
+    for token in (before, after):
+        assert authws("token", "inspect", stdin=token).output.endswith("valid\n")
+    assert f'"kid": "{kid[1]}"' in authws("token", "inspect", stdin=after).output
+    assert (data_dir / "secrets.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_keys_in_the_environment_are_not_rotated_behind_its_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AUTHWS_SECRET_KEYS", "Zr4-eFh0_q8Yw2Lk9sVt7Bn3Xc6Md1Pj5GuAiO")
+    assert isinstance(authws("keys", "rotate").exception, ConfigurationError)
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "change"),
+    [
+        (["--host", "0.0.0.0"], {}, "--tls-cert"),  # noqa: S104
+        (["--workers", "2"], {}, "AUTHWS_BROKER_URL"),
+        ([], {"AUTHWS_SECRET_KEYS": "changeme"}, "token_urlsafe"),
+        ([], {"AUTHWS_ALLOWED_ORIGINS": "*"}, "list each origin"),
+        (["--behind-proxy"], {}, "AUTHWS_PUBLIC_ORIGIN"),
+        ([], {"AUTHWS_TRUSTED_PROXIES": "10.0.0.1"}, "--behind-proxy"),
+    ],
+)
+def test_serve_refuses_what_doctor_explains(
+    options: list[str],
+    environment: dict[str, str],
+    change: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    refused = authws("serve", *options)
+    assert isinstance(refused.exception, ConfigurationError)
+    assert change in str(refused.exception)
+    assert "changeme" not in str(refused.exception)
+    explained = authws("doctor", *options)
+    assert explained.exit_code == 1
+    assert change in explained.output
+
+
+def test_doctor_finds_no_error_in_the_defaults() -> None:
+    result = authws("doctor")
+    assert result.exit_code == 0
+    assert result.output.splitlines()[-1].startswith("0 errors")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "authws", "serve", "--demo", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        printed = ""
+        assert process.stdout is not None
+        for line in process.stdout:
+            printed += line
+            if line.startswith("Ctrl-C"):
+                break
+        yield process, printed
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=30)
+
+
+def test_serve_demo_says_where_to_go_and_stops_cleanly(
+    server: tuple[subprocess.Popen[str], str],
+) -> None:
+    process, printed = server
+    url = re.search(r"authws is at (\S+)", printed)
+    password = re.search(r"password:\s+(\S+)", printed)
+    assert url is not None
+    assert password is not None
+    for strategy in ("query-param", "first-message", "session-cookie"):
+        assert f"connect {url[1]} --user demo --strategy {strategy}" in printed
+    login = {"username": "demo", "password": password[1]}
+    assert httpx.post(f"{url[1]}/auth/login", json=login).status_code == 200
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert "Traceback" not in errors
+    assert password[1] not in errors
+    events = [json.loads(line) for line in errors.splitlines() if line[:1] == "{"]
+    assert [event["event"] for event in events] == ["login"]
+
+
+def test_a_taken_port_is_told_in_a_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = authws("serve", "--port", str(port))
+    assert isinstance(result.exception, ConfigurationError)
+    assert "choose another with --port" in str(result.exception)
