@@ -13,9 +13,10 @@ class TokenBucket:
     __slots__ = ("_level", "_updated", "burst", "rate")
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
+        """``burst`` is at least one: a bucket that holds less never gives any."""
         self.rate = rate
-        self.burst = burst
-        self._level = burst
+        self.burst = max(1.0, burst)
+        self._level = self.burst
         self._updated = now
 
     def take(self, now: float, amount: float = 1.0) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator
 
+from websockets.datastructures import Headers
 from websockets.exceptions import ProtocolError
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import Protocol
 from websockets.server import ServerProtocol
+from websockets.typing import Origin
 
 from authws import close_codes
 from authws.decisions.limits import TokenBucket
@@ -40,6 +42,13 @@ class FrameParser(ServerProtocol):
         self._clock = clock
         rate = limits.control_rate
         self._control = TokenBucket(rate, max(rate, 1.0), clock())
+
+    def process_origin(self, headers: Headers) -> Origin | None:
+        """Leave the page's origin to the app, which answers 403 and logs it.
+
+        The library would answer a repeated one with 400, and nobody would hear of it.
+        """
+        return None
 
     @property
     def within_message(self) -> bool:
