@@ -10,6 +10,7 @@ import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -42,6 +43,14 @@ HSTS = (b"strict-transport-security", b"max-age=63072000; includeSubDomains")
 NO_STORE = (b"cache-control", b"no-store")
 
 
+@dataclass(frozen=True, slots=True)
+class _Barrier:
+    """A refusal before any route."""
+
+    status: HTTPStatus
+    slug: str
+
+
 class Gate:
     """ASGI middleware: the outermost of ours."""
 
@@ -72,24 +81,17 @@ class Gate:
     # ---------------------------------------------------------------------- WebSocket
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        barrier = self._barrier(scope)
         endpoint = self._endpoints.get(scope["path"])
-        if endpoint is None and not self._knows_host(scope):
-            await Handshake(scope, receive, send).deny(
-                HTTPStatus.BAD_REQUEST, "host_unknown"
-            )
-            return
-        if endpoint is None:
+        if barrier is None and endpoint is None:
             await self._app(scope, receive, send)
             return
         await receive()  # websocket.connect
         handshake = Handshake(scope, receive, send)
-        if not self._knows_host(scope):
-            self._refused(scope, "host_unknown")
-            await handshake.deny(HTTPStatus.BAD_REQUEST, "host_unknown")
-        elif self._secure and scope["scheme"] != "wss":
-            self._refused(scope, "tls_required")
-            await handshake.deny(HTTPStatus.FORBIDDEN, "tls_required")
-        else:
+        if barrier is not None:
+            self._refused(scope, barrier.slug)
+            await handshake.deny(barrier.status, barrier.slug)
+        elif endpoint is not None:
             await endpoint(handshake)
 
     # --------------------------------------------------------------------------- HTTP
@@ -104,9 +106,10 @@ class Gate:
                 self._add_headers(scope, message)
             await send(message)
 
-        if not self._knows_host(scope):
-            self._refused(scope, "host_unknown")
-            await _answer(guarded_send, HTTPStatus.BAD_REQUEST, "host_unknown")
+        barrier = self._barrier(scope)
+        if barrier is not None:
+            self._refused(scope, barrier.slug)
+            await _answer(guarded_send, barrier.status, barrier.slug)
             return
         body = _LimitedBody(receive)
         if body.is_announced_too_large(scope):
@@ -146,14 +149,16 @@ class Gate:
 
     # ------------------------------------------------------------------------- shared
 
-    def _knows_host(self, scope: Scope) -> bool:
-        return self._hosts.allows(
-            [
-                value.decode("latin-1")
-                for name, value in scope["headers"]
-                if name == b"host"
-            ]
-        )
+    def _barrier(self, scope: Scope) -> _Barrier | None:
+        """Tell why a request may not pass, whatever it asks for."""
+        if not self._hosts.allows(_header(scope, b"host")):
+            return _Barrier(HTTPStatus.BAD_REQUEST, "host_unknown")
+        # an https service met without TLS: the proxy in front says so itself. Without
+        # its word, a plain connection comes from the proxy or from this machine.
+        plain = scope["scheme"] in {"http", "ws"}
+        if self._secure and plain and _header(scope, b"x-forwarded-proto"):
+            return _Barrier(HTTPStatus.FORBIDDEN, "tls_required")
+        return None
 
     def _refused(self, scope: Scope, reason: str) -> None:
         client = scope.get("client")
@@ -183,6 +188,12 @@ class _LimitedBody:
         if self._received > MAX_BODY_BYTES:
             raise _BodyTooLargeError
         return message
+
+
+def _header(scope: Scope, wanted: bytes) -> list[str]:
+    return [
+        value.decode("latin-1") for name, value in scope["headers"] if name == wanted
+    ]
 
 
 async def _answer(send: Send, status: HTTPStatus, slug: str, **more: Any) -> None:
