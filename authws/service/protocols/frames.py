@@ -8,9 +8,10 @@ from collections.abc import Callable, Generator
 from websockets.datastructures import Headers
 from websockets.exceptions import ProtocolError
 from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Response
 from websockets.protocol import Protocol
 from websockets.server import ServerProtocol
-from websockets.typing import Origin
+from websockets.typing import Origin, StatusLike
 
 from authws import close_codes
 from authws.decisions.limits import TokenBucket
@@ -75,6 +76,12 @@ class FrameParser(ServerProtocol):
         if frame.opcode in _DATA and frame.fin:
             self._fragments = 0
             self.messages += 1
+
+    def reject(self, status: StatusLike, text: str) -> Response:
+        """Refuse the handshake; no cache may answer the next one (RFC 6750, 5.3)."""
+        response = super().reject(status, text)
+        response.headers["Cache-Control"] = "no-store"
+        return response
 
     def fail(self, code: CloseCode | int, reason: str = "") -> None:
         """Fail the connection (RFC 6455, 7.1.7); our slugs replace the library's."""

@@ -69,6 +69,8 @@ class Refusal:
                 *default_headers,
                 *self.headers,
                 (b"content-type", b"application/json"),
+                # 414 would be cacheable without (RFC 9110, 15.1)
+                (b"cache-control", b"no-store"),
                 (b"content-length", str(len(body)).encode()),
                 (b"connection", b"close"),
             )
