@@ -311,7 +311,9 @@ class TokenVerifier:
             raise InvalidTokenError("token is not valid yet")
         # RFC 7519, 4.1.4: on or after exp a token must not be accepted.
         if claims.expires_at <= now - self._leeway:
-            raise ExpiredTokenError("token has expired", claims.session)
+            # what another issuer calls a session is none of ours to end
+            session = "" if self._foreign else claims.session
+            raise ExpiredTokenError("token has expired", session)
 
 
 def key_id(token: str) -> str | None:

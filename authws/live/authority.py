@@ -8,7 +8,7 @@ it, and ``RevocationSnapshot`` covers the time in between.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from authws.clock import Clock
@@ -49,10 +49,20 @@ class ForeignTokens(Protocol):
 class RemoteTokens:
     """Verifies against a foreign issuer's published keys (RFC 7517)."""
 
-    def __init__(self, keys: RemoteKeySet, verifier: TokenVerifier) -> None:
-        """``verifier`` looks its keys up in ``keys``."""
+    def __init__(
+        self,
+        keys: RemoteKeySet,
+        verifier: TokenVerifier,
+        is_own_key: Callable[[str], object],
+    ) -> None:
+        """``verifier`` looks its keys up in ``keys``.
+
+        A token that names a key of this service's own was refused by that key, and
+        depends on nobody's key set: ``is_own_key`` is true of such a key's id.
+        """
         self._keys = keys
         self._verifier = verifier
+        self._is_own_key = is_own_key
 
     async def verify(self, token: str, *, now: float) -> Claims:
         """Verify; fetch the keys first if the token names one not known.
@@ -63,6 +73,8 @@ class RemoteTokens:
         kid = key_id(token)
         if kid is None:
             raise InvalidTokenError("token names no key")
+        if self._is_own_key(kid):
+            raise InvalidTokenError("our own key did not sign this for this use")
         await self._keys.ensure(kid)
         return self._verifier.verify(token, now=now)
 

@@ -211,7 +211,7 @@ class House:
             types=settings.jwks_token_types,
             require_session=False,
         )
-        return RemoteTokens(self._key_set, verifier)
+        return RemoteTokens(self._key_set, verifier, self.keyring.get)
 
     # ------------------------------------------------------------------ start and stop
 

@@ -118,12 +118,12 @@ async def close_session(request: Request, house: HouseDependency) -> Response:
     return response
 
 
-@router.post("/logout", status_code=204, responses=_refusals(401))
+@router.post("/logout", status_code=204, responses=_refusals(401, 403))
 async def logout(request: Request, house: HouseDependency, _: Documented) -> Response:
     """End the token's session: its tokens, its tickets, its sockets.
 
     An expired token may still end its session; a session that is over already is
-    what was asked for.
+    what was asked for. A foreign issuer's token has no session here to end.
     """
     token = carriers.bearer(Credentials(request.scope).header(b"authorization"))
     try:
@@ -138,6 +138,7 @@ async def logout(request: Request, house: HouseDependency, _: Documented) -> Res
     except (RevokedTokenError, RevokedSessionError, ExpiredSessionError):
         pass
     else:
+        _own(principal.issuer, principal.subject)
         await house.accounts.end_session(principal.session, "logout", principal.subject)
     return Response(status_code=204)
 
