@@ -82,7 +82,7 @@ class Connection:
         self.limits = limits
         self.opened_at = now
         self.rooms: set[str] = set()
-        self.renewed: Callable[[Connection], None] | None = None
+        self.renewed: Callable[[Connection], Awaitable[None]] | None = None
         """Told after a renewal, to leave rooms that are no longer allowed."""
         self.strikes = 0
         self._handshake = handshake
@@ -246,7 +246,7 @@ class Connection:
         self._plan_notice()
         self._schedule_deadline()
         if self.renewed is not None:
-            self.renewed(self)
+            await self.renewed(self)
         self.announce()
 
     def announce(self) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal
@@ -27,6 +28,7 @@ from authws.exceptions import (
     RateLimitedError,
     RevokedSessionError,
     RevokedTokenError,
+    TooManyConnectionsError,
     UnexpectedError,
 )
 from authws.live.authority import HouseAuthority
@@ -79,6 +81,7 @@ class Door:
         limits: ConnectionLimits,
         refuse: Refuse = "after_accept",
         handshake_rate: float = 0.0,
+        max_connections_per_address: int = 0,
     ) -> None:
         """``handshake_rate`` is per address and second, twice that at once."""
         self._hub = hub
@@ -88,6 +91,8 @@ class Door:
         self._limits = limits
         self._refuse = refuse
         self._handshakes = KeyedBuckets(handshake_rate, handshake_rate * 2)
+        self._max_connections_per_address = max_connections_per_address
+        self._present: Counter[str] = Counter()
 
     @asynccontextmanager
     async def open_connection(
@@ -98,24 +103,36 @@ class Door:
         Raises:
             NotAdmittedError: it was refused, or the peer left; all is answered.
         """
-        principal = await self._authenticate(strategy, handshake, style)
-        connection = await self._admit(strategy, handshake, principal, style)
+        with self._counted(handshake.credentials.address):
+            principal = await self._authenticate(strategy, handshake, style)
+            connection = await self._admit(strategy, handshake, principal, style)
+            try:
+                connection.start(pump=style.pump)
+                if style.announce or strategy.name == "first_message":
+                    connection.announce()
+                yield connection
+            except ConnectionClosed:
+                pass  # the handler met the connection's end: an ending like any other
+            except asyncio.CancelledError:
+                if not connection.was_cut:
+                    connection.end(close_codes.SERVICE_RESTART)
+                    raise
+                _uncancel()
+            except Exception:
+                self._report_failure(connection)
+            finally:
+                await self._farewell(connection)
+
+    @contextmanager
+    def _counted(self, address: str) -> Iterator[None]:
+        """Count who is here from an address, silent strangers at the door included."""
+        self._present[address] += 1
         try:
-            connection.start(pump=style.pump)
-            if style.announce or strategy.name == "first_message":
-                connection.announce()
-            yield connection
-        except ConnectionClosed:
-            pass  # the handler met the end of the connection: an ending like any other
-        except asyncio.CancelledError:
-            if not connection.was_cut:
-                connection.end(close_codes.SERVICE_RESTART)
-                raise
-            _uncancel()
-        except Exception:
-            self._report_failure(connection)
+            yield
         finally:
-            await self._farewell(connection)
+            self._present[address] -= 1
+            if not self._present[address]:
+                del self._present[address]
 
     async def _authenticate(
         self, strategy: Strategy, handshake: Handshake, style: DoorStyle
@@ -123,6 +140,7 @@ class Door:
         credentials = handshake.credentials
         try:
             self._check_rate(credentials.address)
+            self._check_address(credentials.address)
             strategy.check_origin(credentials)
             principal = await strategy.authenticate(handshake)
             if not style.scopes <= principal.scopes:
@@ -139,6 +157,11 @@ class Door:
         wait = self._handshakes.take(address, self._clock.monotonic())
         if wait:
             raise RateLimitedError("too many handshakes from one address", wait)
+
+    def _check_address(self, address: str) -> None:
+        limit = self._max_connections_per_address
+        if self._present[address] > limit > 0:
+            raise TooManyConnectionsError(f"{limit} connections from one address")
 
     async def _admit(
         self,
@@ -190,10 +213,13 @@ class Door:
         subject = principal.subject if principal else ""
         self._log_refusal(strategy, handshake, error.close.reason, str(error), subject)
         try:
-            if isinstance(error, RateLimitedError) and not handshake.accepted:
-                await handshake.deny(
-                    HTTPStatus.TOO_MANY_REQUESTS, error.close.reason, error.retry_after
-                )
+            if (
+                error.status == HTTPStatus.TOO_MANY_REQUESTS
+                and principal is None  # a limit of the address, not of the user
+                and not handshake.accepted
+            ):
+                wait = error.retry_after if isinstance(error, RateLimitedError) else 1.0
+                await handshake.deny(error.status, error.close.reason, wait)
                 return
             if not handshake.accepted and self._may_accept(error):
                 await handshake.accept()

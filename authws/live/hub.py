@@ -168,12 +168,16 @@ class Hub:
             del self.rooms[name]
             await self._broker.unsubscribe(name)
 
-    def _drop_forbidden_rooms(self, connection: Connection) -> None:
+    async def _drop_forbidden_rooms(self, connection: Connection) -> None:
         """After a renewal: leave the rooms that the new scopes no longer allow."""
-        for name in tuple(connection.rooms):
-            if not connection.principal.may("join", name):
-                self._take_out(connection, name)
-                connection.post(messages.left(name))
+        may = connection.principal.may
+        forbidden = [name for name in connection.rooms if not may("join", name)]
+        # out of all of them before the first wait, in which messages may come
+        for name in forbidden:
+            self._take_out(connection, name)
+            connection.post(messages.left(name))
+        for name in forbidden:
+            await self._unsubscribe_if_empty(name)
 
     # ----------------------------------------------------------------------- delivery
 

@@ -98,6 +98,12 @@ class Gate:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
+        body = _LimitedBody(receive)
+
+        async def app_send(message: Message) -> None:
+            # FastAPI takes our error for one of the body's, and would answer 400
+            if started or not body.is_too_large:
+                await guarded_send(message)
 
         async def guarded_send(message: Message) -> None:
             nonlocal started
@@ -111,19 +117,15 @@ class Gate:
             self._refused(scope, barrier.slug)
             await _answer(guarded_send, barrier.status, barrier.slug)
             return
-        body = _LimitedBody(receive)
         if body.is_announced_too_large(scope):
             await _answer(
                 guarded_send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large"
             )
             return
         try:
-            await self._app(scope, body.receive, guarded_send)
+            await self._app(scope, body.receive, app_send)
         except _BodyTooLargeError:
-            if not started:
-                await _answer(
-                    guarded_send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large"
-                )
+            pass
         except Exception:
             correlation = secrets.token_hex(8)
             log_failure(logger, "request failed (correlation id %s)", correlation)
@@ -135,6 +137,10 @@ class Gate:
                     "internal_error",
                     correlation_id=correlation,
                 )
+        if body.is_too_large and not started:
+            await _answer(
+                guarded_send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large"
+            )
 
     def _add_headers(self, scope: Scope, message: Message) -> None:
         headers = list(message.get("headers", []))
@@ -176,6 +182,10 @@ class _LimitedBody:
         self._receive = receive
         self._received = 0
 
+    @property
+    def is_too_large(self) -> bool:
+        return self._received > MAX_BODY_BYTES
+
     def is_announced_too_large(self, scope: Scope) -> bool:
         for name, value in scope["headers"]:
             if name == b"content-length":
@@ -185,7 +195,7 @@ class _LimitedBody:
     async def receive(self) -> Message:
         message = await self._receive()
         self._received += len(message.get("body", b""))
-        if self._received > MAX_BODY_BYTES:
+        if self.is_too_large:
             raise _BodyTooLargeError
         return message
 

@@ -148,6 +148,7 @@ class House:
             ),
             refuse=settings.refuse,
             handshake_rate=settings.handshake_rate,
+            max_connections_per_address=settings.max_connections_per_address,
         )
         self.accounts = Accounts(
             users=self.users,
