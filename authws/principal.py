@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Principal"]
+__all__ = ["Principal", "common_scopes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +32,25 @@ class Principal:
         A scope ``action:pattern`` grants the resource it names; a pattern that ends
         in ``*`` grants every resource that starts with what stands before it.
         """
-        wanted = f"{action}:{resource}"
-        return any(
-            wanted == scope
-            or (
-                scope.endswith("*")
-                and scope.startswith(f"{action}:")
-                and wanted.startswith(scope[:-1])
-            )
-            for scope in self.scopes
-        )
+        return _cover(self.scopes, f"{action}:{resource}")
 
     def has(self, scope: str) -> bool:
         """Tell whether exactly this scope was granted."""
         return scope in self.scopes
+
+
+def common_scopes(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
+    """Return what both grant: of ``join:*`` and ``join:lobby`` the latter."""
+    return frozenset(
+        {scope for scope in one if _cover(other, scope)}
+        | {scope for scope in other if _cover(one, scope)}
+    )
+
+
+def _cover(scopes: frozenset[str], wanted: str) -> bool:
+    """Tell whether one of the scopes grants all that ``wanted`` grants."""
+    return any(
+        wanted == scope
+        or (":" in scope and scope.endswith("*") and wanted.startswith(scope[:-1]))
+        for scope in scopes
+    )

@@ -26,7 +26,7 @@ from authws.exceptions import (
     RevokedTokenError,
     UsedTicketError,
 )
-from authws.principal import Principal
+from authws.principal import Principal, common_scopes
 from authws.stores.key_sets import RemoteKeySet
 from authws.stores.sessions import SessionRecord, Sessions
 from authws.stores.tickets import UsedTickets
@@ -265,7 +265,7 @@ class HouseAuthority:
         return Principal(
             subject=claims.subject,
             # the record wins: a scope taken from the user is gone from the token
-            scopes=claims.scopes & record.user_scopes,
+            scopes=common_scopes(claims.scopes, record.user_scopes),
             expires_at=min(claims.connect_until, record.expires_at),
             session=claims.session,
             strategy=strategy,

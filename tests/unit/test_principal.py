@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authws.principal import Principal
+from authws.principal import Principal, common_scopes
 
 NAMES = st.text(alphabet="abc:*.-", min_size=1, max_size=8)
 
@@ -86,3 +86,38 @@ def test_has_asks_for_the_very_scope() -> None:
 def test_a_principal_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         with_scopes().subject = "bob"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "common"),
+    [
+        ({"join:*"}, {"join:lobby"}, {"join:lobby"}),
+        (
+            {"join:a*", "publish:*"},
+            {"join:ab*", "publish:x"},
+            {"join:ab*", "publish:x"},
+        ),
+        ({"join:a*"}, {"join:b*"}, set()),
+        ({"join:*"}, {"publish:lobby"}, set()),
+        ({"join:*"}, {"admin"}, set()),
+        ({"*"}, {"admin", "join:lobby"}, set()),
+        ({"admin", "join:*"}, {"admin", "join:*"}, {"admin", "join:*"}),
+    ],
+)
+def test_what_two_grants_have_in_common(
+    one: set[str], other: set[str], common: set[str]
+) -> None:
+    assert common_scopes(frozenset(one), frozenset(other)) == common
+    assert common_scopes(frozenset(other), frozenset(one)) == common
+
+
+SCOPES = st.frozensets(st.builds("join:{}".format, NAMES), max_size=4)
+
+
+@given(SCOPES, SCOPES, st.text(alphabet="abc:.-", min_size=1, max_size=8))
+def test_in_common_is_what_each_of_two_grants_allows(
+    one: frozenset[str], other: frozenset[str], room: str
+) -> None:
+    allowed = with_scopes(*common_scopes(one, other)).may("join", room)
+    each = [with_scopes(*scopes).may("join", room) for scopes in (one, other)]
+    assert allowed == all(each)
