@@ -245,9 +245,9 @@ class Connection:
             return
         self._plan_notice()
         self._schedule_deadline()
+        self.announce()
         if self.renewed is not None:
             await self.renewed(self)
-        self.announce()
 
     def announce(self) -> None:
         """Send ``auth_ok``."""
