@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -29,6 +28,7 @@ from authws.decisions.lifecycle import (
 )
 from authws.decisions.limits import TokenBucket
 from authws.exceptions import AuthError, ConnectionClosed, MessageError
+from authws.live.outbox import Outbox
 from authws.principal import Principal
 from authws.strategies.handshake import Handshake
 
@@ -51,6 +51,8 @@ class ConnectionLimits:
     """Messages per second on average; twice that at once."""
     outbox_messages: int = 1024
     outbox_bytes: int = 1_048_576
+    send_timeout: float = 10.0
+    """Seconds that a handler waits for room before the peer counts as too slow."""
     inbox_messages: int = 64
     strikes: int = 10
     """Refused messages in a row before the connection is closed."""
@@ -93,11 +95,8 @@ class Connection:
         self._bucket = TokenBucket(
             limits.message_rate, limits.message_rate * 2, clock.monotonic()
         )
-        self._outbox: deque[str | bytes] = deque()
-        self._outbox_bytes = 0
+        self._outbox = Outbox(limits.outbox_messages, limits.outbox_bytes)
         self._wake = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._drained.set()
         self._inbox: asyncio.Queue[str | bytes | None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._notice_at: float | None = None
@@ -156,16 +155,19 @@ class Connection:
     async def send(self, payload: str | bytes) -> None:
         """Send a message: ``str`` as text, ``bytes`` as binary.
 
-        Waits while the outbox is half full, so that a handler goes no faster than
-        its peer reads.
+        Waits while the outbox is more than half full, so that a handler goes no
+        faster than its peer reads; a broadcast (``post``) never waits.
 
         Raises:
-            ConnectionClosed: the connection has ended.
+            ConnectionClosed: the connection has ended; so it does when the peer
+                takes nothing for ``send_timeout`` seconds.
         """
-        # a handler that awaits is told to wait; a broadcast (post) never waits
-        while self.is_open and self._outbox_bytes > self.limits.outbox_bytes // 2:
-            self._drained.clear()
-            await self._drained.wait()
+        if not self._outbox.has_room:
+            try:
+                async with asyncio.timeout(self.limits.send_timeout or None):
+                    await self._outbox.wait_for_room()
+            except TimeoutError:
+                self.end(close_codes.SLOW_CONSUMER)
         self.post(payload)
         if not self.is_open:
             raise self._closed()
@@ -174,16 +176,10 @@ class Connection:
         """Put a message into the outbox without waiting; a full outbox ends it."""
         if not self.is_open:
             return
-        self._outbox.append(payload)
-        self._outbox_bytes += len(payload)
-        limits = self.limits
-        if (
-            len(self._outbox) > limits.outbox_messages > 0
-            or self._outbox_bytes > limits.outbox_bytes > 0
-        ):
-            self.end(close_codes.SLOW_CONSUMER)
-        else:
+        if self._outbox.put(payload):
             self._wake.set()
+        else:
+            self.end(close_codes.SLOW_CONSUMER)
 
     # ---------------------------------------------------------------------- receiving
 
@@ -273,7 +269,6 @@ class Connection:
         if self.is_open:
             self._lifecycle.receive(Refused(close))
             self._wake.set()
-            self._drained.set()
             self._arm_cutoff()
 
     def _arm_cutoff(self) -> None:
@@ -288,9 +283,7 @@ class Connection:
 
     def _clear_outbox(self) -> None:
         self._outbox.clear()
-        self._outbox_bytes = 0
         self._wake.set()
-        self._drained.set()
 
     def _closed(self) -> ConnectionClosed:
         close = self.ending
@@ -387,14 +380,9 @@ class Connection:
 
     async def _write_one(self) -> bool:
         """Write what is due; return False once the connection is over."""
-        if self._outbox:
-            payload = self._outbox.popleft()
-            self._outbox_bytes -= len(payload)
+        payload = self._outbox.take()
+        if payload is not None:
             await self._handshake.send(payload)
-            if not self._drained.is_set() and (
-                self._outbox_bytes <= self.limits.outbox_bytes // 4
-            ):
-                self._drained.set()
             return True
         if self.is_open:
             self._wake.clear()
