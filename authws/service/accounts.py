@@ -230,15 +230,17 @@ class Accounts:
         account = _account(username)
         async with self._turn(client.address):
             try:
-                await self._throttle.check(account, client.address)
+                async with self._throttle.attempt(account, client.address):
+                    user = await self._users.authenticate(username, password)
+                    if user is None:
+                        await self._throttle.failed(account, client.address)
+                    else:
+                        await self._throttle.succeeded(account, client.address)
             except RateLimitedError as error:
                 raise self._refused("login_throttled", error, account, client) from None
-            user = await self._users.authenticate(username, password)
-            if user is None:
-                await self._throttle.failed(account, client.address)
-                wrong = BadCredentialsError("unknown user or wrong password")
-                raise self._refused("login_failed", wrong, account, client)
-            await self._throttle.succeeded(account, client.address)
+        if user is None:
+            wrong = BadCredentialsError("unknown user or wrong password")
+            raise self._refused("login_failed", wrong, account, client)
         self._log.write("login", subject=user.name, address=client.address)
         return user
 

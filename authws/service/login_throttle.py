@@ -7,7 +7,9 @@ so nobody can be locked out of their own account.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
@@ -34,18 +36,35 @@ class LoginThrottle:
         self._clock = clock
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._under_way: Counter[tuple[str, ...]] = Counter()
 
-    async def check(self, account: str, address: str) -> None:
-        """Refuse an attempt before any password is looked at.
+    @asynccontextmanager
+    async def attempt(self, account: str, address: str) -> AsyncIterator[None]:
+        """Let an attempt be made, or refuse it before any password is looked at.
+
+        While it is made it counts as a failure: one that is counted only afterwards
+        would not stop a burst of guesses from many addresses.
 
         Raises:
             RateLimitedError: with the seconds to wait.
         """
-        for limit, keys in self._limits(account, address):
-            if not await self._limiter.test(limit, *keys):
-                stats = await self._limiter.get_window_stats(limit, *keys)
-                wait = max(1.0, stats.reset_time - self._clock.now())
-                raise RateLimitedError("too many failed logins", wait)
+        limits = self._limits(account, address)
+        self._under_way.update(keys for _, keys in limits)
+        try:
+            for limit, keys in limits:
+                await self._check(limit, keys)
+            yield
+        finally:
+            for _, keys in limits:
+                self._under_way[keys] -= 1
+                if not self._under_way[keys]:
+                    del self._under_way[keys]
+
+    async def _check(self, limit: RateLimitItem, keys: tuple[str, ...]) -> None:
+        if not await self._limiter.test(limit, *keys, cost=self._under_way[keys]):
+            stats = await self._limiter.get_window_stats(limit, *keys)
+            wait = max(1.0, stats.reset_time - self._clock.now())
+            raise RateLimitedError("too many failed logins", wait)
 
     async def failed(self, account: str, address: str) -> None:
         """Count a failure."""
@@ -69,15 +88,15 @@ class LoginThrottle:
     ) -> list[tuple[RateLimitItem, tuple[str, ...]]]:
         if not self._rate:
             return []
-        limits: list[tuple[RateLimitItem, tuple[str, ...]]] = [
+        known = (account, address) in self._known
+        return [
             (self._pair(), ("pair", account, address)),
             (
                 RateLimitItemPerMinute(self._rate * PER_ADDRESS),
                 ("address", address),
             ),
+            (
+                RateLimitItemPerHour(PER_ACCOUNT_AND_HOUR),
+                ("account", account, address) if known else ("account", account),
+            ),
         ]
-        if (account, address) not in self._known:
-            limits.append(
-                (RateLimitItemPerHour(PER_ACCOUNT_AND_HOUR), ("account", account))
-            )
-        return limits
