@@ -251,12 +251,15 @@ class Connection:
 
     # ------------------------------------------------------------------------- ending
 
-    def end(self, close: Close) -> None:
-        """End the connection at once: nothing that still waits is delivered."""
+    def end(self, close: Close, *, flush: bool = False) -> None:
+        """End the connection; nothing that waits is delivered, unless ``flush``."""
         if not self.is_open:
             return
         self._lifecycle.receive(Refused(close))
-        self._clear_outbox()
+        if flush:
+            self._wake.set()
+        else:
+            self._clear_outbox()
         self._arm_cutoff()
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
@@ -266,10 +269,7 @@ class Connection:
             ValueError: a reason over 123 bytes (RFC 6455, 5.5).
         """
         close = Close(code, reason, Retry.NEVER, "closed by the handler")  # type: ignore[arg-type]
-        if self.is_open:
-            self._lifecycle.receive(Refused(close))
-            self._wake.set()
-            self._arm_cutoff()
+        self.end(close, flush=True)
 
     def _arm_cutoff(self) -> None:
         """Give the peer ``close_timeout`` seconds to take its close frame."""

@@ -266,7 +266,7 @@ class Door:
         """A handler failed: 1011 for the peer, a correlation id for the operator."""
         correlation = secrets.token_hex(8)
         log_failure(logger, "handler failed (correlation id %s)", correlation)
-        connection.end(close_codes.INTERNAL_ERROR)
+        connection.end(close_codes.INTERNAL_ERROR, flush=True)
         self._log.write(
             "handler_failed",
             reason="internal_error",
