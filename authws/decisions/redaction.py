@@ -32,13 +32,22 @@ def _encoded(name: str) -> str:
     )
 
 
-_QUERY = re.compile(rf"(?i)([?&;](?:{_encoded(_NAMES)})=)[^&#\s\"']*")
+# A name may stand after a path too (``/ws;token=``), and what is no query, such as a
+# fragment, is written into a log as a percent-encoded part of the path.
+_BEFORE = r"(?:[?&;#/]|%(?:25)*(?:3f|26|3b|23|2f))"
+_QUERY = re.compile(
+    rf"(?i)({_BEFORE}(?:{_encoded(_NAMES)})(?:=|%(?:25)*3d))[^&#\s\"']*"
+)
 # "ey" is how the base64url of a JSON object begins, whatever white space follows "{".
 # The other branch takes a word that holds no token in one step: to search it again
 # from each "ey" within it would cost the square of its length (CWE-1333).
 _JWT = re.compile(
     r"(?>([A-Za-z0-9_-]*?)ey[A-Za-z0-9_-]{6,}+)"
     r"\.[A-Za-z0-9_-]{6,}+(?:\.[A-Za-z0-9_-]*+)?=*|[A-Za-z0-9_-]++"
+)
+# our session cookie's value: an id and its signature, 256 bits each
+_SESSION = re.compile(
+    r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43}\.[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])"
 )
 _REFRESH = re.compile(r"rt_[A-Za-z0-9_-]{20,}")
 _COOKIE = re.compile(r"(?i)((?:__Host-)?authws=)[^;\s\"']+")
@@ -58,6 +67,7 @@ def redact(text: str) -> str:
     text = _HEADER.sub(rf"\g<1>{REDACTED}", text)
     text = _COOKIE.sub(rf"\g<1>{REDACTED}", text)
     text = _REFRESH.sub(REDACTED, text)
+    text = _SESSION.sub(REDACTED, text)
     return _JWT.sub(_blank_token, text) if "ey" in text else text
 
 
