@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response, status
 
@@ -28,14 +28,15 @@ from authws.service.routes.identity import (
     require_json,
 )
 from authws.service.routes.schemas import (
+    CREDENTIAL_SLUGS,
     Login,
     Me,
     PasswordChange,
     Refresh,
-    Refusal,
     SessionItem,
     TicketResponse,
     TokenResponse,
+    refusals,
 )
 from authws.strategies.handshake import Credentials
 
@@ -44,14 +45,21 @@ __all__ = ["router"]
 router = APIRouter(prefix="/auth", tags=["auth"])
 
 
-def _refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
-    return {code: {"model": Refusal} for code in codes}
+LOGIN_REFUSALS = refusals(
+    "credentials_invalid",
+    "origin_forbidden",
+    "body_too_large",
+    "json_expected",
+    "request_invalid",
+    "rate_limited",
+    "unavailable",
+)
 
 
 @router.post(
     "/login",
     response_model=TokenResponse,
-    responses=_refusals(401, 403, 413, 415, 429, 503),
+    responses=LOGIN_REFUSALS,
     dependencies=[Depends(check_login_origin), Depends(require_json)],
 )
 async def login(
@@ -65,7 +73,16 @@ async def login(
 @router.post(
     "/refresh",
     response_model=TokenResponse,
-    responses=_refusals(401, 403, 415),
+    responses=refusals(
+        "token_invalid",
+        "token_expired",
+        "token_revoked",
+        "origin_forbidden",
+        "body_too_large",
+        "json_expected",
+        "request_invalid",
+        "unavailable",
+    ),
     dependencies=[Depends(check_login_origin), Depends(require_json)],
 )
 async def refresh(
@@ -79,7 +96,7 @@ async def refresh(
 @router.post(
     "/session",
     response_model=Me,
-    responses=_refusals(401, 403, 415, 429, 503),
+    responses=LOGIN_REFUSALS,
     dependencies=[Depends(check_login_origin), Depends(require_json)],
 )
 async def open_session(
@@ -105,7 +122,11 @@ async def open_session(
     )
 
 
-@router.delete("/session", status_code=204, responses=_refusals(403))
+@router.delete(
+    "/session",
+    status_code=204,
+    responses=refusals("origin_forbidden", "unavailable"),
+)
 async def close_session(request: Request, house: HouseDependency) -> Response:
     """Log out of the cookie's session; doing so twice is no error."""
     credentials = Credentials(request.scope)
@@ -118,7 +139,13 @@ async def close_session(request: Request, house: HouseDependency) -> Response:
     return response
 
 
-@router.post("/logout", status_code=204, responses=_refusals(401, 403))
+@router.post(
+    "/logout",
+    status_code=204,
+    responses=refusals(
+        "auth_missing", "auth_malformed", "token_invalid", "forbidden", "unavailable"
+    ),
+)
 async def logout(request: Request, house: HouseDependency, _: Documented) -> Response:
     """End the token's session: its tokens, its tickets, its sockets.
 
@@ -143,7 +170,13 @@ async def logout(request: Request, house: HouseDependency, _: Documented) -> Res
     return Response(status_code=204)
 
 
-@router.post("/ticket", response_model=TicketResponse, responses=_refusals(401, 403))
+@router.post(
+    "/ticket",
+    response_model=TicketResponse,
+    responses=refusals(
+        *CREDENTIAL_SLUGS, "forbidden", "origin_forbidden", "unavailable"
+    ),
+)
 async def ticket(
     principal: PrincipalDependency, house: HouseDependency
 ) -> TicketResponse:
@@ -154,7 +187,9 @@ async def ticket(
     return TicketResponse(ticket=value, expires_in=expires_in)
 
 
-@router.get("/me", response_model=Me, responses=_refusals(401))
+@router.get(
+    "/me", response_model=Me, responses=refusals(*CREDENTIAL_SLUGS, "unavailable")
+)
 async def me(principal: PrincipalDependency) -> Me:
     """Who am I?"""
     return _me(
@@ -162,7 +197,11 @@ async def me(principal: PrincipalDependency) -> Me:
     )
 
 
-@router.get("/sessions", response_model=list[SessionItem], responses=_refusals(401))
+@router.get(
+    "/sessions",
+    response_model=list[SessionItem],
+    responses=refusals(*CREDENTIAL_SLUGS, "forbidden", "unavailable"),
+)
 async def sessions(
     principal: PrincipalDependency, house: HouseDependency
 ) -> list[SessionItem]:
@@ -184,7 +223,16 @@ async def sessions(
 
 
 @router.delete(
-    "/sessions/{session_id}", status_code=204, responses=_refusals(401, 403, 404)
+    "/sessions/{session_id}",
+    status_code=204,
+    responses=refusals(
+        *CREDENTIAL_SLUGS,
+        "forbidden",
+        "origin_forbidden",
+        "session_unknown",
+        "request_invalid",
+        "unavailable",
+    ),
 )
 async def end_session(
     session_id: str, principal: PrincipalDependency, house: HouseDependency
@@ -199,14 +247,24 @@ async def end_session(
 @router.post(
     "/password",
     status_code=204,
-    responses=_refusals(401, 403, 415, 422, 429),
-    dependencies=[Depends(require_json)],
+    responses=refusals(
+        *CREDENTIAL_SLUGS,
+        "forbidden",
+        "origin_forbidden",
+        "body_too_large",
+        "json_expected",
+        "request_invalid",
+        "password_too_short",
+        "rate_limited",
+        "unavailable",
+    ),
 )
 async def change_password(
     body: PasswordChange,
     principal: PrincipalDependency,
     house: HouseDependency,
     client: ClientDependency,
+    _: Annotated[None, Depends(require_json)],  # who it is comes first
 ) -> Response:
     """Change one's own password; every other session of the user ends."""
     _own(principal.issuer, principal.subject)

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from authws.exceptions import AuthError, ForbiddenError
 from authws.service.house import House
 from authws.service.routes.identity import HouseDependency, principal
+from authws.service.routes.schemas import Health, KeySet, Readiness
 
 __all__ = ["router"]
 
@@ -18,12 +19,25 @@ router = APIRouter(tags=["operations"])
 
 
 @router.get("/healthz")
-async def healthz() -> dict[str, str]:
+async def healthz() -> Health:
     """The process is alive."""
-    return {"status": "ok"}
+    return Health(status="ok")
 
 
-@router.get("/readyz", responses={503: {"description": "Something is out of reach"}})
+UNREACHABLE = {"status": "unavailable", "database": "unreachable", "broker": "ok"}
+
+
+@router.get(
+    "/readyz",
+    response_model=Readiness,
+    responses={
+        503: {
+            "model": Readiness,
+            "description": "Something is out of reach",
+            "content": {"application/json": {"example": UNREACHABLE}},
+        }
+    },
+)
 async def readyz(house: HouseDependency) -> JSONResponse:
     """The database and the broker can be reached."""
     reachable = await house.is_ready()
@@ -46,9 +60,9 @@ async def metrics(request: Request, house: HouseDependency) -> Response:
 
 
 @router.get("/.well-known/jwks.json")
-async def jwks(house: HouseDependency) -> dict[str, list[dict[str, str]]]:
+async def jwks(house: HouseDependency) -> KeySet:
     """The public keys that verify our tokens (RFC 7517); empty with HS256."""
-    return house.keyring.jwks()
+    return KeySet.model_validate(house.keyring.jwks())
 
 
 def _is_local(request: Request, house: House) -> bool:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from http import HTTPStatus
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 __all__ = [
+    "CREDENTIAL_SLUGS",
+    "Health",
+    "InvalidRequest",
+    "KeySet",
     "Login",
     "Me",
     "PasswordChange",
+    "Readiness",
     "Refresh",
     "Refusal",
     "SessionItem",
     "TicketResponse",
     "TokenResponse",
+    "refusals",
 ]
 
 MAX_PASSWORD = 1024
@@ -29,6 +36,73 @@ class Refusal(BaseModel):
     """An error: ``detail`` is a stable slug."""
 
     detail: str
+
+
+class InvalidRequest(Refusal):
+    """A body that is not as it should be: which fields, or why not that password."""
+
+    fields: list[str] | None = None
+    message: str | None = None
+
+
+_STATUS = {
+    "auth_missing": 401,
+    "credentials_invalid": 401,
+    "session_invalid": 401,
+    "session_expired": 401,
+    "session_revoked": 401,
+    "token_invalid": 401,
+    "token_expired": 401,
+    "token_revoked": 401,
+    "auth_malformed": 401,
+    "forbidden": 403,
+    "origin_forbidden": 403,
+    "session_unknown": 404,
+    "body_too_large": 413,
+    "json_expected": 415,
+    "rate_limited": 429,
+    "unavailable": 503,
+}
+_INVALID = {
+    "request_invalid": {"detail": "request_invalid", "fields": ["body.username"]},
+    "password_too_short": {
+        "detail": "password_too_short",
+        "message": "Please use at least 12 characters; a short sentence is fine.",
+    },
+}
+_RETRY_AFTER = {
+    "Retry-After": {
+        "description": "Seconds to wait before the next attempt",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+
+CREDENTIAL_SLUGS = tuple(
+    slug
+    for slug, status in _STATUS.items()
+    if status == 401 and slug != "credentials_invalid"
+)
+"""What a bearer token or a session cookie is refused for."""
+
+
+def refusals(*slugs: str) -> dict[int | str, dict[str, Any]]:
+    """Document how a route refuses: each status, with an example of each slug."""
+    documented: dict[int | str, dict[str, Any]] = {}
+    for slug in slugs:
+        status = 422 if slug in _INVALID else _STATUS[slug]
+        answer = documented.setdefault(status, _refusal(status))
+        example = {"value": _INVALID.get(slug, {"detail": slug})}
+        answer["content"]["application/json"]["examples"][slug] = example
+    return documented
+
+
+def _refusal(status: int) -> dict[str, Any]:
+    return {
+        "model": InvalidRequest if status == 422 else Refusal,
+        "description": HTTPStatus(status).phrase,
+        "content": {"application/json": {"examples": {}}},
+        **({"headers": _RETRY_AFTER} if status in (429, 503) else {}),
+    }
 
 
 class Login(_Body):
@@ -126,6 +200,22 @@ class Me(BaseModel):
 class SessionItem(BaseModel):
     """One of one's own sessions: a device."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "mPvJ…",
+                    "kind": "cookie",
+                    "created_at": 1789990000.0,
+                    "last_seen_at": 1789996400.0,
+                    "expires_at": 1790033200.0,
+                    "user_agent": "Mozilla/5.0 …",
+                    "address": "127.0.0.1",
+                    "current": True,
+                }
+            ]
+        }
+    )
     id: str
     kind: str
     created_at: float
@@ -134,3 +224,47 @@ class SessionItem(BaseModel):
     user_agent: str
     address: str
     current: bool
+
+
+class Health(BaseModel):
+    """The process is alive."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
+    status: str
+
+
+class Readiness(BaseModel):
+    """What can be reached."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"status": "ready", "database": "ok", "broker": "ok"}]
+        }
+    )
+    status: str
+    database: str
+    broker: str
+
+
+class KeySet(BaseModel):
+    """Public keys (RFC 7517)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "keys": [
+                        {
+                            "kty": "OKP",
+                            "crv": "Ed25519",
+                            "x": "11qYAY…",
+                            "kid": "u2nVwP…",
+                            "alg": "EdDSA",
+                            "use": "sig",
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+    keys: list[dict[str, str]]
