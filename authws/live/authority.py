@@ -97,7 +97,8 @@ class SessionRecords:
             self._cached.move_to_end(session)
             return record
         record = await self._sessions.load(session)
-        if record is not None and record.revoked_at is None:
+        # also not what was ended while it was being read: nothing would evict it
+        if record is not None and not self.is_revoked(record):
             self._cached[session] = record
             if len(self._cached) > MAX_CACHED_RECORDS:
                 self._cached.popitem(last=False)

@@ -145,6 +145,8 @@ class Accounts:
             await self._revoke(session)
             reused = RevokedTokenError("a used refresh token came back")
             raise self._refused("refresh_reused", reused, session, client)
+        # from the row itself: what is granted here outlives every re-read of a cache
+        self._records.evict(session)
         record = await self._records.get(session)
         if record is None or self._records.is_revoked(record):
             ended = RevokedTokenError("the session was ended")
