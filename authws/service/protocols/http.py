@@ -134,8 +134,11 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        version = self.parser.get_http_version()
+        if version not in {"1.0", "1.1"}:  # the parser takes 0.9 and 2.0 as well
+            self._stop(limits.BAD_REQUEST)
         refusal = limits.upgrade_refusal(
-            self.parser.get_http_version(),
+            version,
             self.url,
             self.headers,
             is_upgrade=self.parser.should_upgrade() and self._should_upgrade(),

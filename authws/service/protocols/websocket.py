@@ -136,10 +136,20 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             super().handle_ping()
 
     def handle_close(self, event: Frame) -> None:
-        """Answer the peer's close frame; it need not read what is still unsent."""
-        super().handle_close(event)
-        self._unwatch_message()
-        self._cut_off_later()
+        """Answer the peer's close frame, unless it is itself the answer to ours.
+
+        A peer may have sent more behind it: what comes is dropped, not left unread,
+        or a reset would take our close frame away from it.
+        """
+        received = self.conn.close_rcvd
+        if self.disconnected or self.transport.is_closing() or received is None:
+            return
+        self.stop_keepalive()
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+            self.close_timer = None
+        last_words = b"".join(self.conn.data_to_send())
+        self._finish(last_words, received.code, received.reason)
 
     def _watch_message(self) -> None:
         """Keep one deadline: that of the message, or frame, that is arriving."""
