@@ -209,6 +209,21 @@ def test_every_call_is_documented(tmp_path: Path) -> None:
     assert set(described) == calls | UNLISTED
 
 
+def test_every_refusal_of_a_call_is_documented(tmp_path: Path) -> None:
+    app = create_app(Settings(_env_file=None, data_dir=tmp_path / "data"))
+    documented = {
+        (row[0], slug)
+        for row in rows(section(prose(REST), "## Errors"))
+        for slug in re.findall(r"\w+", row[1])
+    }
+    for methods in app.openapi()["paths"].values():
+        for call in methods.values():
+            for status, answer in call["responses"].items():
+                content = answer.get("content", {}).get("application/json", {})
+                for slug in content.get("examples", {}):
+                    assert status[0] == "2" or (status, slug) in documented, slug
+
+
 # --------------------------------------------------------------------- links and paths
 
 
