@@ -217,6 +217,14 @@ async def second_connection(service: Service, path: str) -> Ending:
         return await present(service, path, one.credential)
 
 
+async def second_handshake_at_once(service: Service, path: str) -> Ending:
+    one = await grant(service, strategy_of(path))
+    here = f"127.{random.randrange(1, 255)}.{random.randrange(255)}.3"
+    async with await service.open("/ws/first-message", local_addr=(here, 0)) as peer:
+        assert (await hear(peer))["type"] == "auth_required"
+        return await present(service, path, one.credential, local_addr=(here, 0))
+
+
 async def long_first_message(service: Service, path: str) -> Ending:
     return await present(service, path, "a" * 8192)
 
@@ -411,7 +419,7 @@ FRESH: dict[str, Any] = {}
 HEAD = "head"  # from the request alone: 403 in `before_accept`, else 1008 + slug
 DOOR = "door"  # the same, but first-message accepted to hear a message: 1008 always
 PAGE = "page"  # of a foreign page: 403 in both modes, its handshake never completes
-RATE = "rate"  # 429 in both modes
+RATE = "rate"  # a limit of the address: 429 in both modes
 LIVE = "live"  # of a connection that was in: always a close frame
 
 
@@ -505,6 +513,8 @@ TABLE = [
         settings=SLOW),
     Row("too_many_connections", second_connection,        ALL,      DOOR,
         settings=ONE_EACH),
+    Row("too_many_connections", second_handshake_at_once, ALL,      RATE,
+        settings={"max_connections_per_address": 1}),
     Row("text_expected",   binary_where_json_is_spoken,   ALL,      LIVE, True, 1003),
     Row("message_too_big", long_first_message,            (FIRST,), DOOR, code=1009),
     Row("message_too_big", message_over_64_kib,           ALL,      LIVE, code=1009),
