@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -31,17 +32,27 @@ app.add_typer(token.app, name="token")
 app.add_typer(keys.app, name="keys")
 
 
-@app.callback()
-def authws(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.")
-    ] = False,
-) -> None:
-    if version:
-        from importlib.metadata import version as version_of
-
-        typer.echo(f"authws {version_of('authws')}")
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"authws {version('authws')}")
         raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    # eager, so that no command is asked for
+    typer.Option(
+        "--version",
+        callback=_print_version,
+        is_eager=True,
+        help="Print the version and exit.",
+    ),
+]
+
+
+@app.callback()
+def authws(version: Version = False) -> None:
+    """Authenticated WebSockets: a service, a library, an auditor."""
 
 
 def main() -> None:

@@ -10,12 +10,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from authws.cli import app
 from authws.decisions.passwords import PasswordError
@@ -204,3 +204,8 @@ def test_a_taken_port_is_told_in_a_sentence() -> None:
         result = authws("serve", "--port", str(port))
     assert isinstance(result.exception, ConfigurationError)
     assert "choose another with --port" in str(result.exception)
+
+
+def test_version_needs_no_command() -> None:
+    result = authws("--version")
+    assert (result.exit_code, result.output) == (0, f"authws {version('authws')}\n")
