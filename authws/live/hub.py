@@ -17,6 +17,7 @@ from authws.decisions.lifecycle import revocation_close
 from authws.decisions.revocations import RevocationSnapshot
 from authws.exceptions import MessageError, TooManyConnectionsError
 from authws.live.connection import Connection
+from authws.principal import Principal
 
 __all__ = ["Hub", "Room"]
 
@@ -51,7 +52,7 @@ class Hub:
         self._clock = clock
         self._max_connections_per_user = max_connections_per_user
         self._max_rooms = max_rooms
-        self._by_subject: defaultdict[str, dict[str, Connection]] = defaultdict(dict)
+        self._by_user: defaultdict[str, dict[str, Connection]] = defaultdict(dict)
         self._by_session: defaultdict[str, dict[str, Connection]] = defaultdict(dict)
 
     async def start(self) -> None:
@@ -67,13 +68,13 @@ class Hub:
             TooManyConnectionsError: its user has as many as one user may have.
         """
         principal = connection.principal
-        of_subject = self._by_subject[principal.subject]
+        of_user = self._by_user[_user(principal)]
         limit = self._max_connections_per_user
-        if len(of_subject) >= limit > 0:
+        if len(of_user) >= limit > 0:
             raise TooManyConnectionsError(f"{limit} connections are open")
         self.connections[connection.id] = connection
-        of_subject[connection.id] = connection
-        if principal.session:
+        of_user[connection.id] = connection
+        if principal.session and not principal.issuer:
             self._by_session[principal.session][connection.id] = connection
         connection.renewed = self._drop_forbidden_rooms
 
@@ -82,7 +83,7 @@ class Hub:
         if self.connections.pop(connection.id, None) is None:
             return
         principal = connection.principal
-        _discard(self._by_subject, principal.subject, connection.id)
+        _discard(self._by_user, _user(principal), connection.id)
         _discard(self._by_session, principal.session, connection.id)
         for name in tuple(connection.rooms):
             self._take_out(connection, name)
@@ -215,7 +216,7 @@ class Hub:
 
     def of_subject(self, subject: str) -> Iterator[Connection]:
         """The open connections of a user."""
-        return iter(tuple(self._by_subject.get(subject, {}).values()))
+        return iter(tuple(self._by_user.get(subject, {}).values()))
 
     def end_all(self, close: Close) -> int:
         """End every connection in the same way (a restart)."""
@@ -230,6 +231,14 @@ class Hub:
         for connection in ended:
             connection.end(close(connection.principal))
         return len(ended)
+
+
+def _user(principal: Principal) -> str:
+    """The key of a user: a foreign issuer's ``alice`` is not our ``alice``."""
+    if principal.issuer:
+        # no user name of ours holds a space
+        return f"{principal.issuer} {principal.subject}"
+    return principal.subject
 
 
 def _discard(

@@ -154,6 +154,14 @@ def _advice(settings: Settings) -> Iterator[Problem]:
             "/docs and /openapi.json are open to everybody (OWASP ASVS 13.4.5)",
             "set AUTHWS_DOCS=false in production",
         )
+    if settings.jwks_url:
+        yield Problem(
+            "warning",
+            "the subjects of AUTHWS_JWKS_ISSUER appear in rooms by their own names, "
+            "also where a user of this service has the same",
+            "let only one of the two name people: add no users here, or know that "
+            "issuer's names",
+        )
     if settings.login_rate == 0:
         yield Problem(
             "warning", "failed logins are not throttled", "set AUTHWS_LOGIN_RATE=5"

@@ -66,12 +66,13 @@ def load_secrets(settings: Settings) -> Secrets:
     for secret in configured:
         check_secret(secret)
     masters = [s.encode() for s in configured or stored["secret_keys"]]
-    keys: list[SigningKey] = [hmac_key(master) for master in masters]
-    if settings.signing_algorithm != "HS256":
-        asymmetric = [pem_key(pem.encode()) for pem in stored["signing_keys"]]
-        # older HMAC keys go on verifying, so a change of algorithm drops nobody
-        keys = [*keys, *_signing_last(asymmetric, settings.signing_algorithm)]
-    return Secrets(KeyRing(keys), tuple(masters))
+    keys = [
+        *(hmac_key(master) for master in masters),
+        *(pem_key(pem.encode()) for pem in stored["signing_keys"]),
+    ]
+    # every key verifies, so a change of algorithm drops nobody
+    ring = KeyRing(_signing_last(keys, settings.signing_algorithm))
+    return Secrets(ring, tuple(masters))
 
 
 def rotate_keys(settings: Settings, keep: int = 2) -> str:

@@ -334,6 +334,20 @@ async def test_its_alice_is_not_our_alice(service: Service) -> None:
         assert (await hear(peer))["type"] == "pong"
 
 
+@on_one_loop
+async def test_ending_our_alice_leaves_its_alice_alone(service: Service) -> None:
+    ours = await grant(service, "query-param", "alice")
+    theirs = token(service, EDDSA, sub="alice", sid=ours.session)
+    async with (
+        enter(service, "/ws/query-param", ours) as our_peer,
+        enter(service, "/ws/query-param", theirs) as their_peer,
+    ):
+        await service.call(service.house.accounts.end_session(ours.session, "logout"))
+        assert await ending(our_peer) == (1008, "token_revoked")
+        await say(their_peer, type="ping")
+        assert (await hear(their_peer))["type"] == "pong"
+
+
 # ---------------------------------------------------------------- fetching, and failing
 
 

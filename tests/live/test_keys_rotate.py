@@ -154,6 +154,10 @@ async def test_a_change_of_algorithm_drops_nobody(tmp_path: Path) -> None:
     async with serving(tmp_path, signing_algorithm="ES256") as service:
         assert jwt.get_unverified_header(await service.token())["alg"] == "ES256"
         await assert_believed(service, asymmetric)
+        newest = await hold(service)
+    async with serving(tmp_path) as service:  # and back again
+        assert jwt.get_unverified_header(await service.token())["alg"] == "HS256"
+        await assert_believed(service, newest)
 
 
 async def test_configured_secrets_rotate_by_appending(tmp_path: Path) -> None:
