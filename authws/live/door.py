@@ -121,7 +121,7 @@ class Door:
             except Exception:
                 self._report_failure(connection)
             finally:
-                await self._farewell(connection)
+                await self._farewell(handshake, connection)
 
     @contextmanager
     def _counted(self, address: str) -> Iterator[None]:
@@ -243,6 +243,7 @@ class Door:
             "handshake_abandoned",
             address=handshake.credentials.address,
             strategy=strategy.name,
+            code=str(handshake.left_with),
         )
 
     def _log_refusal(
@@ -276,13 +277,14 @@ class Door:
             correlation=correlation,
         )
 
-    async def _farewell(self, connection: Connection) -> None:
+    async def _farewell(self, handshake: Handshake, connection: Connection) -> None:
         await self._hub.release(connection)
         await connection.stop()
         ending = connection.ending
         self._log.write(
             "disconnected",
             reason=ending.reason if ending else "peer_left",
+            code=str(int(ending.code) if ending else handshake.left_with),
             subject=connection.principal.subject,
             address=connection.address,
             strategy=connection.principal.strategy,

@@ -63,6 +63,7 @@ class Handshake:
         "accepted",
         "closed",
         "credentials",
+        "left_with",
         "peer_left",
     )
 
@@ -75,6 +76,8 @@ class Handshake:
         self.closed = False
         """A close frame, or an HTTP refusal, was handed to the server."""
         self.peer_left = False
+        self.left_with = 1006
+        """The close code, once the peer has left; the server's own for a violation."""
 
     async def accept(self) -> None:
         """Complete the opening handshake; choose our subprotocol if it was offered.
@@ -96,6 +99,7 @@ class Handshake:
         message = await self._receive()
         if message["type"] != "websocket.receive":
             self.peer_left = True
+            self.left_with = message.get("code") or 1005
             return None
         text: str | None = message.get("text")
         return text if text is not None else message["bytes"]
