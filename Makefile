@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
-PROJECT := $(wildcard authws tests examples)
+PROJECT := $(wildcard authws tests examples bench)
 
 .PHONY: run test security check format install install-dev lock clean
 .DEFAULT_GOAL := run

@@ -66,9 +66,11 @@ async def serve(directory: Path) -> tuple[asyncio.subprocess.Process, str]:
     return server, f"http://127.0.0.1:{port}"
 
 
-async def echo_until(peer: websockets.ClientConnection, done: asyncio.Event) -> list:
+async def echo_until(
+    peer: websockets.ClientConnection, done: asyncio.Event
+) -> list[float]:
     """Echo one message after another; return each round trip in milliseconds."""
-    times = []
+    times: list[float] = []
     while not done.is_set():
         started = time.perf_counter()
         await peer.send("x" * 128)

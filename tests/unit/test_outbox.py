@@ -30,25 +30,24 @@ def test_order_is_kept_and_an_empty_one_gives_none() -> None:
     assert [outbox.take(), outbox.take(), outbox.take()] == ["first", b"second", None]
 
 
+def rooms_while_filling(outbox: Outbox, messages: int) -> list[bool]:
+    """Whether there is room after each of some puts."""
+    return [outbox.put("x") and outbox.has_room for _ in range(messages)]
+
+
+def rooms_while_draining(outbox: Outbox, messages: int) -> list[bool]:
+    """Whether there is room after each of some takes."""
+    return [outbox.take() == "x" and outbox.has_room for _ in range(messages)]
+
+
 def test_room_ends_above_a_half_and_comes_back_at_a_quarter() -> None:
     outbox = Outbox(8, 0)
-    for _ in range(4):
-        outbox.put("x")
-    assert outbox.has_room
-    outbox.put("x")
-    assert not outbox.has_room
-    outbox.take()
-    outbox.take()
-    assert not outbox.has_room
-    outbox.take()
-    assert outbox.has_room
+    assert rooms_while_filling(outbox, 5) == [True, True, True, True, False]
+    assert rooms_while_draining(outbox, 3) == [False, False, True]
 
 
 def test_clearing_lets_nobody_wait_any_longer() -> None:
     outbox = Outbox(2, 0)
-    outbox.put("x")
-    outbox.put("x")
-    assert not outbox.has_room
+    assert rooms_while_filling(outbox, 2) == [True, False]
     outbox.clear()
-    assert outbox.has_room
-    assert outbox.take() is None
+    assert (outbox.has_room, outbox.take()) == (True, None)
