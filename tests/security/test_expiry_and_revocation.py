@@ -23,6 +23,7 @@ from websockets.asyncio.client import ClientConnection
 
 from authws.clock import Clock
 from authws.decisions.tokens import Claims
+from authws.principal import Principal
 from authws.stores.database import Database
 from authws.stores.sessions import SessionRecord
 from authws.stores.users import Users
@@ -746,6 +747,34 @@ async def test_of_a_hundred_connects_racing_the_end_none_survives(
         await by_operator(service, "disable", name)
     assert set(await asyncio.gather(*racing)) == {(1008, "token_revoked")}
     assert list(service.house.hub.of_subject(name)) == []
+
+
+@pytest.mark.parametrize("case", ["LIF-18-between"])
+async def test_a_session_that_ends_between_the_door_and_the_room_opens_neither(
+    service: Service, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    token, house = await service.token(), service.house
+    by_token = house.authority.by_token
+    believed, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(*arguments: Any, **options: Any) -> Principal:
+        principal = await by_token(*arguments, **options)
+        believed.set()
+        await go_on.wait()
+        return principal
+
+    async def end() -> None:
+        await believed.wait()
+        await house.accounts.end_session(claims_of(service, token).session, "logout")
+        go_on.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.authority, "by_token", slowly)
+        ended = asyncio.create_task(service.call(end()))
+        answer = await knock(service, f"/ws/query-param?token={token}")
+        await ended
+    assert answer.close == (1008, "token_revoked")
+    assert answer.heard == []
 
 
 @pytest.mark.parametrize("case", ["LIF-19"])
