@@ -139,21 +139,21 @@ class Accounts:
         redeemed = await self._refresh_tokens.redeem(refresh_token, self._clock.now())
         if redeemed is None:
             unknown = InvalidTokenError("no such refresh token")
-            raise self._refused("refresh_refused", unknown, "", client)
+            raise self._refused("refresh_refused", unknown, client)
         session = redeemed.session_id
         if redeemed.reused:
             await self._revoke(session)
             reused = RevokedTokenError("a used refresh token came back")
-            raise self._refused("refresh_reused", reused, session, client)
+            raise self._refused("refresh_reused", reused, client, session=session[:8])
         # from the row itself: what is granted here outlives every re-read of a cache
         self._records.evict(session)
         record = await self._records.get(session)
         if record is None or self._records.is_revoked(record):
             ended = RevokedTokenError("the session was ended")
-            raise self._refused("refresh_refused", ended, session, client)
+            raise self._refused("refresh_refused", ended, client, session=session[:8])
         if redeemed.expired or record.expires_at <= self._clock.now():
             expired = ExpiredTokenError("the refresh token has expired")
-            raise self._refused("refresh_refused", expired, session, client)
+            raise self._refused("refresh_refused", expired, client, session=session[:8])
         await self._sessions.touch(session, self._clock.now())
         self._records.evict(session)
         return await self._issue(session, record.subject, record.user_scopes)
@@ -239,10 +239,12 @@ class Accounts:
                     else:
                         await self._throttle.succeeded(account, client.address)
             except RateLimitedError as error:
-                raise self._refused("login_throttled", error, account, client) from None
+                raise self._refused(
+                    "login_throttled", error, client, subject=account
+                ) from None
         if user is None:
             wrong = BadCredentialsError("unknown user or wrong password")
-            raise self._refused("login_failed", wrong, account, client)
+            raise self._refused("login_failed", wrong, client, subject=account)
         self._log.write("login", subject=user.name, address=client.address)
         return user
 
@@ -303,12 +305,12 @@ class Accounts:
         return self._hub.revoke_session(session)
 
     def _refused(
-        self, event: str, error: AuthError, who: str, client: Client
+        self, event: str, error: AuthError, client: Client, **who: str
     ) -> AuthError:
         """Write a refusal to the security log under a name of its own."""
         wrong = isinstance(error, BadCredentialsError)
         reason = "credentials_invalid" if wrong else error.close.reason
-        self._log.write(event, reason=reason, subject=who, address=client.address)
+        self._log.write(event, reason=reason, address=client.address, **who)
         error.is_logged = True
         return error
 
