@@ -83,9 +83,14 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
 
 
 def copy_project(directory: Path) -> None:
-    """Copy what ``make run`` needs, with its times, so that it need not install."""
+    """Copy what ``make run`` needs, older than the environment: it must not install.
+
+    An editable install from here would leave the environment pointing at a directory
+    that is gone after the test.
+    """
     for name in COPIED:
         shutil.copy2(ROOT / name, directory / name)
+        os.utime(directory / name, (0, 0))
     for name in ("authws", "scripts"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, directory / name, ignore=ignore)

@@ -53,10 +53,17 @@ def since(service: Service, mark: int) -> list[dict[str, Any]]:
     ]
 
 
-async def event(service: Service, mark: int, name: str) -> dict[str, Any]:
-    """Wait for one event of the security log."""
-    await until(lambda: any(e["event"] == name for e in since(service, mark)))
-    return next(e for e in since(service, mark) if e["event"] == name)
+async def event(
+    service: Service, mark: int, name: str, **fields: str
+) -> dict[str, Any]:
+    """Wait for one event of the security log, with these fields."""
+    wanted = {"event": name, **fields}
+
+    def found() -> list[dict[str, Any]]:
+        return [e for e in since(service, mark) if wanted.items() <= e.items()]
+
+    await until(found)
+    return found()[0]
 
 
 # --------------------------------------------------------------------- our own failures
@@ -386,7 +393,9 @@ async def test_protocol_violations_are_logged(
     async with enter(service, path, granted) as peer:
         peer.transport.write(frame(3, b"x"))
         await until(lambda: peer.close_code == 1002)
-    logged = await event(service, mark, "disconnected")
+    # whoever an earlier test had here may be leaving the log only now
+    ours = (await event(service, mark, "connected"))["connection"]
+    logged = await event(service, mark, "disconnected", connection=ours)
     check_fields(logged, subject="alice", code="1002")
 
 
