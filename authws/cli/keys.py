@@ -21,4 +21,7 @@ def keys() -> None:
 def rotate() -> None:
     """Add a new key. It signs from the next start on; two older ones still verify."""
     kid = rotate_keys(Settings())
-    typer.echo(f"added key {kid}; restart the service to sign with it")
+    typer.echo(
+        f"added key {kid}; restart the service now: until then it does not know what "
+        "`authws token issue` signs with it"
+    )

@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from uvicorn.config import LOGGING_CONFIG
 
 from authws.cli.stores import opened, run
 from authws.cli.user import DEFAULT_SCOPES
-from authws.exceptions import ConfigurationError
+from authws.exceptions import ConfigurationError, UnavailableError
 from authws.live.security_log import LOGGER_NAME
 from authws.service import doctor as checks
 from authws.service.app import create_app
@@ -65,26 +66,27 @@ def serve(
         drain=drain,
     )
     checks.check(settings)
-    listener = _bind(settings)
-    settings = settings.model_copy(update={"port": listener.getsockname()[1]})
-    lines = _welcome(settings)
-    if demo:
-        lines += _demo_lines(settings, _demo_user(settings))
-    else:
-        lines.append("Users are added with: authws user add NAME")
-    config = build_config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        tls_cert=settings.tls_cert,
-        tls_key=settings.tls_key,
-        max_message_bytes=settings.max_message_bytes,
-        drain=settings.drain,
-        trusted_proxies=settings.trusted_proxies,
-        log_config=_log_config(settings),
-    )
-    with contextlib.suppress(KeyboardInterrupt):
-        _Server(config, lines).run(sockets=[listener])
+    _check_database(settings)
+    with _bind(settings) as listener:
+        settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+        lines = _welcome(settings)
+        if demo:
+            lines += _demo_lines(settings, _demo_user(settings))
+        else:
+            lines.append("Users are added with: authws user add NAME")
+        config = build_config(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            tls_cert=settings.tls_cert,
+            tls_key=settings.tls_key,
+            max_message_bytes=settings.max_message_bytes,
+            drain=settings.drain,
+            trusted_proxies=settings.trusted_proxies,
+            log_config=_log_config(settings),
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            _Server(config, lines).run(sockets=[listener])
 
 
 def doctor(
@@ -103,12 +105,42 @@ def doctor(
         behind_proxy=behind_proxy or None,
     )
     found = checks.problems(settings)
+    if not any(problem.severity == "error" for problem in found):
+        found = [*_build_problems(settings), *found]
     for problem in found:
         typer.echo(str(problem))
     errors = sum(problem.severity == "error" for problem in found)
     typer.echo(f"{errors} errors, {len(found) - errors} warnings")
     if errors:
         raise typer.Exit(1)
+
+
+def _build_problems(settings: Settings) -> list[checks.Problem]:
+    """What only putting the service together shows; nothing is left behind."""
+    with tempfile.TemporaryDirectory(prefix="authws-") as nowhere:
+        if not settings.data_dir.exists():
+            settings = settings.model_copy(update={"data_dir": Path(nowhere)})
+        try:
+            create_app(settings)
+        except ConfigurationError as error:
+            return [checks.Problem("error", str(error), "serve would not start")]
+    return []
+
+
+def _check_database(settings: Settings) -> None:
+    """Open the database before anything listens, so that a failure is a sentence."""
+
+    async def work() -> None:
+        async with opened(settings):
+            pass
+
+    try:
+        run(work())
+    except UnavailableError as error:
+        raise ConfigurationError(
+            f"the database cannot be used ({error}); see that it runs, and that "
+            "AUTHWS_DATABASE_URL names it"
+        ) from None
 
 
 class _Server(uvicorn.Server):
@@ -196,10 +228,11 @@ def _demo_lines(settings: Settings, password: str | None) -> list[str]:
         "",
         *who,
         "",
-        "Connect from another terminal, in each of the three ways:",
-        f"  {connect} --strategy query-param",
-        f"  {connect} --strategy first-message",
-        f"  {connect} --strategy session-cookie",
+        "Connect from another terminal, in each of the three ways (each asks for the",
+        "password, or reads it from AUTHWS_PASSWORD):",
+        f"  {connect} --strategy query-param --room lobby",
+        f"  {connect} --strategy first-message --room lobby",
+        f"  {connect} --strategy session-cookie --room lobby",
         "",
         "Ctrl-C stops the service.",
         "",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -68,6 +69,11 @@ def _secrets(settings: Settings) -> Iterator[Problem]:
                 "'import secrets; print(secrets.token_urlsafe(48))'",
             )
     file = settings.data_dir / FILE_NAME
+    if settings.data_dir.exists() and not settings.data_dir.is_dir():
+        yield _error(
+            f"{settings.data_dir} is not a directory", "set AUTHWS_DATA_DIR to one"
+        )
+        return
     for path, mode in ((settings.data_dir, "700"), (file, "600")):
         if path.exists() and path.stat().st_mode & 0o077:
             yield _error(
@@ -98,8 +104,40 @@ def _network(settings: Settings) -> Iterator[Problem]:
             "AUTHWS_TRUSTED_PROXIES lets those addresses name any peer as theirs",
             "add --behind-proxy if there is one, or unset it",
         )
-    if settings.tls_key is not None and settings.tls_cert is None:
-        yield _error("a TLS key without its certificate", "give --tls-cert too")
+    if settings.behind_proxy and settings.public_origin.lower().startswith("http:"):
+        yield _error(
+            "the proxy's public origin is http, so credentials would cross networks "
+            "in the clear",
+            "let the proxy speak TLS and set AUTHWS_PUBLIC_ORIGIN to its https origin",
+        )
+    for proxy in settings.trusted_proxies:
+        if proxy.strip() == "*" or proxy.endswith("/0"):
+            yield _error(
+                f"trusting {proxy} as a proxy lets anybody choose their own address",
+                "name the proxy's address or its network in AUTHWS_TRUSTED_PROXIES",
+            )
+    yield from _tls_files(settings)
+
+
+def _tls_files(settings: Settings) -> Iterator[Problem]:
+    cert, key = settings.tls_cert, settings.tls_key
+    if cert is None:
+        if key is not None:
+            yield _error("a TLS key without its certificate", "give --tls-cert too")
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
+    except FileNotFoundError:
+        yield _error(
+            f"{cert} or {key or 'its key'} does not exist",
+            "give --tls-cert and --tls-key the files' paths",
+        )
+    except OSError as error:  # ssl.SSLError is one
+        yield _error(
+            f"{cert} cannot be used with {key or 'the key in it'} "
+            f"({error.strerror or type(error).__name__})",
+            "give a PEM certificate chain and its own unencrypted PEM key, readable",
+        )
 
 
 def _origins(settings: Settings) -> Iterator[Problem]:

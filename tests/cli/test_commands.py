@@ -131,6 +131,12 @@ def test_keys_in_the_environment_are_not_rotated_behind_its_back(
         ([], {"AUTHWS_ALLOWED_ORIGINS": "*"}, "list each origin"),
         (["--behind-proxy"], {}, "AUTHWS_PUBLIC_ORIGIN"),
         ([], {"AUTHWS_TRUSTED_PROXIES": "10.0.0.1"}, "--behind-proxy"),
+        ([], {"AUTHWS_TRUSTED_PROXIES": "0.0.0.0/0"}, "the proxy's address"),
+        (["--behind-proxy"], {"AUTHWS_PUBLIC_ORIGIN": "http://a.example"}, "https"),
+        (["--tls-cert", "/nowhere.pem"], {}, "--tls-key the files' paths"),
+        ([], {"AUTHWS_DATA_DIR": "/dev/null"}, "AUTHWS_DATA_DIR"),
+        ([], {"AUTHWS_BROKER_URL": "redis://x"}, "memory://"),
+        ([], {"AUTHWS_JWKS_URL": "https://a.example/jwks"}, "AUTHWS_JWKS_ISSUER"),
     ],
 )
 def test_serve_refuses_what_doctor_explains(
@@ -196,6 +202,17 @@ def test_serve_demo_says_where_to_go_and_stops_cleanly(
     assert password[1] not in errors
     events = [json.loads(line) for line in errors.splitlines() if line[:1] == "{"]
     assert [event["event"] for event in events] == ["login"]
+
+
+def test_a_database_out_of_reach_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = "postgresql://u:hidden-canary@127.0.0.1:1/x"
+    monkeypatch.setenv("AUTHWS_DATABASE_URL", url)
+    refused = authws("serve", "--port", "0")
+    assert isinstance(refused.exception, ConfigurationError)
+    assert "AUTHWS_DATABASE_URL" in str(refused.exception)
+    assert "hidden-canary" not in str(refused.exception)
 
 
 def test_a_taken_port_is_told_in_a_sentence() -> None:
