@@ -6,16 +6,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
 PROJECT := $(wildcard authws tests examples bench)
 
-.PHONY: run test security check format install install-dev lock clean
+.PHONY: run test test-needs security check format install install-dev lock clean
 .DEFAULT_GOAL := run
 
 run: install
 	$(BIN)/authws serve --demo
 
-test: install-dev
+test: install-dev test-needs
+	$(BIN)/python -m pytest
+
+# PostgreSQL, Node and Chromium, and the Node client; see the scripts for who may what.
+test-needs:
 	@sh scripts/system_packages.sh
 	@sh scripts/node_packages.sh
-	$(BIN)/python -m pytest
 
 security: install-dev
 	@$(BIN)/python -m pytest -q tests/security
