@@ -24,7 +24,6 @@ from websockets.asyncio.client import ClientConnection
 from authws.clock import Clock
 from authws.decisions.tokens import Claims
 from authws.principal import Principal
-from authws.service.protocols import ProtocolLimits
 from authws.stores.database import Database
 from authws.stores.sessions import SessionRecord
 from authws.stores.users import Users
@@ -68,8 +67,6 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
         tmp_path_factory.mktemp("lifecycle"),
         max_connections_per_user=0,
         recheck_interval=0.2,
-        # a hundred clients in one process may need more than a second for their farewell
-        server={"protocol_limits": ProtocolLimits(close_timeout=20)},
     ) as service:
         await service.add_user("alice")
         await service.add_user("bob")
