@@ -746,7 +746,8 @@ async def test_of_a_hundred_connects_racing_the_end_none_survives(
     else:
         await by_operator(service, "disable", name)
     assert set(await asyncio.gather(*racing)) == {(1008, "token_revoked")}
-    assert list(service.house.hub.of_subject(name)) == []
+    # a client reads its close frame a moment before the server has let go of it
+    await eventually(lambda: not list(service.house.hub.of_subject(name)))
 
 
 @pytest.mark.parametrize("case", ["LIF-18-between"])
