@@ -21,13 +21,12 @@ from authws.principal import Principal
 from authws.service.app import add_error_handlers
 from authws.service.house import House
 from authws.service.routes import auth
+from authws.service.routes.identity import SAFE_METHODS
 from authws.service.settings import Settings
 from authws.strategies.base import Strategy
 from authws.strategies.handshake import Credentials, Handshake
 
 __all__ = ["AuthWS", "Guard"]
-
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Guard:

@@ -18,6 +18,7 @@ from authws.service.house import House
 from authws.strategies.handshake import Credentials
 
 __all__ = [
+    "SAFE_METHODS",
     "AdminDependency",
     "BearerDependency",
     "ClientDependency",
