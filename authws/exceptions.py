@@ -15,9 +15,12 @@
     │   ├── ChangedSubjectError
     │   ├── ForbiddenOriginError
     │   ├── ForbiddenError
-    │   ├── RateLimitedError
-    │   ├── TooManyConnectionsError
-    │   ├── OversizedMessageError
+    │   ├── LimitError            the peer ran into a limit
+    │   │   ├── RateLimitedError
+    │   │   ├── TooManyConnectionsError
+    │   │   │   └── ServerFullError
+    │   │   └── OversizedMessageError
+    │   ├── RestartingError
     │   ├── UnavailableError      we cannot decide: fail closed
     │   └── UnexpectedError       we failed: fail closed
     ├── MessageError              a message was refused; the connection lives on
@@ -49,13 +52,16 @@ __all__ = [
     "ForbiddenOriginError",
     "InvalidSessionError",
     "InvalidTokenError",
+    "LimitError",
     "MalformedCredentialError",
     "MessageError",
     "MissingCredentialError",
     "OversizedMessageError",
     "RateLimitedError",
+    "RestartingError",
     "RevokedSessionError",
     "RevokedTokenError",
+    "ServerFullError",
     "TooManyConnectionsError",
     "UnavailableError",
     "UnexpectedError",
@@ -166,25 +172,44 @@ class ForbiddenError(AuthError):
     status = HTTPStatus.FORBIDDEN
 
 
-class RateLimitedError(AuthError):
-    """Too much, too fast; try again after ``retry_after`` seconds."""
+class LimitError(AuthError):
+    """The peer ran into a limit, named by ``limit``."""
 
-    close = close_codes.RATE_LIMITED
     status = HTTPStatus.TOO_MANY_REQUESTS
 
-    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+    def __init__(self, message: str, limit: str, retry_after: float = 1.0) -> None:
+        """``retry_after``: seconds after which another try may do better."""
         super().__init__(message)
+        self.limit = limit
         self.retry_after = retry_after
 
 
-class TooManyConnectionsError(AuthError):
-    """The user holds as many connections as one user may."""
+class RateLimitedError(LimitError):
+    """Too much, too fast."""
+
+    close = close_codes.RATE_LIMITED
+
+
+class TooManyConnectionsError(LimitError):
+    """The user, or the peer's address, holds as many connections as it may."""
 
     close = close_codes.TOO_MANY_CONNECTIONS
-    status = HTTPStatus.TOO_MANY_REQUESTS
 
 
-class OversizedMessageError(AuthError):
+class ServerFullError(TooManyConnectionsError):
+    """This process holds as many connections as it may, whoever comes."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class RestartingError(AuthError):
+    """The server takes nobody any more: it is about to restart."""
+
+    close = close_codes.SERVICE_RESTART
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class OversizedMessageError(LimitError):
     """The first message is over its size limit."""
 
     close = close_codes.MESSAGE_TOO_BIG
@@ -209,12 +234,19 @@ class MessageError(AuthwsError):
     """A message was refused; it is answered with ``error`` and the socket lives."""
 
     def __init__(
-        self, slug: str, detail: str, message_id: str | int | None = None
+        self,
+        slug: str,
+        detail: str,
+        message_id: str | int | None = None,
+        *,
+        limit: str = "",
     ) -> None:
         super().__init__(f"{slug}: {detail}")
         self.slug = slug
         self.detail = detail
         self.message_id = message_id
+        self.limit = limit
+        """The limit that the message ran into, if it was one."""
 
 
 class ConnectionClosed(AuthwsError):

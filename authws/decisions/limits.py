@@ -1,10 +1,34 @@
-"""Token buckets: how much, how fast. A limit of 0 is off."""
+"""How much, how fast, how many at once. A limit of 0 is off."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 
-__all__ = ["KeyedBuckets", "TokenBucket"]
+__all__ = ["Headcount", "KeyedBuckets", "Limit", "TokenBucket"]
+
+
+class Limit(StrEnum):
+    """Every limit that a peer can run into, as the metrics and the log name it."""
+
+    CONNECTIONS = "connections"
+    CONNECTIONS_PER_ADDRESS = "connections_per_address"
+    CONNECTIONS_PER_USER = "connections_per_user"
+    UNAUTHENTICATED = "unauthenticated"
+    UNAUTHENTICATED_PER_ADDRESS = "unauthenticated_per_address"
+    HANDSHAKE_RATE = "handshake_rate"
+    LOGIN_RATE = "login_rate"
+    MESSAGE_RATE = "message_rate"
+    BYTE_RATE = "byte_rate"
+    MESSAGE_BYTES = "message_bytes"
+    FIRST_MESSAGE_BYTES = "first_message_bytes"
+    JSON_DEPTH = "json_depth"
+    ROOMS = "rooms"
+    ROOM_NAME = "room_name"
+    STRIKES = "strikes"
+    OUTBOX = "outbox"
 
 
 class TokenBucket:
@@ -65,3 +89,34 @@ class KeyedBuckets:
         else:
             self._buckets.move_to_end(key)
         return 0.0 if bucket.take(now) else bucket.retry_after()
+
+
+class Headcount:
+    """How many are inside, in all and by key (an address)."""
+
+    def __init__(self, limit: int, limit_per_key: int) -> None:
+        self.inside = 0
+        self._by_key: Counter[str] = Counter()
+        self._limit = limit
+        self._limit_per_key = limit_per_key
+
+    def is_full(self) -> bool:
+        """Tell whether nobody more may come in."""
+        return self.inside >= self._limit > 0
+
+    def is_full_for(self, key: str) -> bool:
+        """Tell whether nobody more of this key may come in."""
+        return self._by_key[key] >= self._limit_per_key > 0
+
+    @contextmanager
+    def counting(self, key: str) -> Iterator[None]:
+        """Count one in for as long as the block runs."""
+        self.inside += 1
+        self._by_key[key] += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+            self._by_key[key] -= 1
+            if not self._by_key[key]:
+                del self._by_key[key]

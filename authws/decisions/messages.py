@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from authws.decisions.limits import Limit
 from authws.exceptions import MessageError
 from authws.principal import Principal
 
@@ -31,6 +32,7 @@ __all__ = [
     "auth_ok",
     "auth_required",
     "check_room",
+    "dropped",
     "error",
     "is_auth",
     "joined",
@@ -39,6 +41,7 @@ __all__ = [
     "parse_auth",
     "pong",
     "presence",
+    "restarting",
     "room_message",
 ]
 
@@ -100,7 +103,11 @@ def parse(text: str) -> ClientMessage:
         MessageError: ``malformed`` for anything that is not one of the five, exactly.
     """
     if _too_deep(text):
-        raise MessageError("malformed", f"JSON nested deeper than {MAX_JSON_DEPTH}")
+        raise MessageError(
+            "malformed",
+            f"JSON nested deeper than {MAX_JSON_DEPTH}",
+            limit=Limit.JSON_DEPTH,
+        )
     try:
         message: ClientMessage = _decoder.decode(text)
     except (msgspec.ValidationError, UnicodeError) as exc:
@@ -169,7 +176,9 @@ def check_room(room: str) -> str:
     """
     if not _ROOM.fullmatch(room):
         raise MessageError(
-            "room_invalid", "a room is 1 to 128 letters, digits, or any of _ . : -"
+            "room_invalid",
+            "a room is 1 to 128 letters, digits, or any of _ . : -",
+            limit=Limit.ROOM_NAME,
         )
     return room
 
@@ -197,6 +206,16 @@ def auth_ok(principal: Principal, connection: str, now: float) -> str:
 def auth_expiring(expires_at: float) -> str:
     """Warn that the credential ends at ``expires_at`` unless it is renewed."""
     return _text({"type": "auth_expiring", "expires_at": expires_at})
+
+
+def dropped(count: int) -> str:
+    """Tell how many of its rooms' messages a slow peer missed, at this place."""
+    return _text({"type": "dropped", "count": count})
+
+
+def restarting(retry_after: float) -> str:
+    """Say that the server is about to close, and in how many seconds to come back."""
+    return _text({"type": "restarting", "retry_after": retry_after})
 
 
 def joined(room: str, members: Iterable[str]) -> str:

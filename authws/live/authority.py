@@ -83,11 +83,18 @@ class SessionRecords:
     """The sessions' rows, cached until something ends or changes them."""
 
     def __init__(
-        self, sessions: Sessions, revocations: RevocationSnapshot, clock: Clock
+        self,
+        sessions: Sessions,
+        revocations: RevocationSnapshot,
+        clock: Clock,
+        *,
+        on_extended: Callable[[str, float], None] = lambda session, until: None,
     ) -> None:
+        """``on_extended`` is told a session's new end whenever it was used again."""
         self._sessions = sessions
         self._revocations = revocations
         self._clock = clock
+        self._on_extended = on_extended
         self._cached: OrderedDict[str, SessionRecord] = OrderedDict()
 
     async def get(self, session: str) -> SessionRecord | None:
@@ -139,6 +146,7 @@ class SessionRecords:
             await self._sessions.touch(record.id, now)
             self.evict(record.id)
             record = await self.get(record.id) or record
+            self._on_extended(record.id, _deadline(record))
         return _deadline(record)
 
 

@@ -11,11 +11,11 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from authws import close_codes
-from authws.clock import Clock
+from authws.clock import Clock, Timer
 from authws.close_codes import Close, CloseCode, Retry
 from authws.decisions import messages
 from authws.decisions.lifecycle import (
@@ -26,9 +26,10 @@ from authws.decisions.lifecycle import (
     Refused,
     State,
 )
-from authws.decisions.limits import TokenBucket
+from authws.decisions.limits import Limit, TokenBucket
 from authws.exceptions import AuthError, ConnectionClosed, MessageError
-from authws.live.outbox import Outbox
+from authws.live.deadline import Deadline
+from authws.live.outbox import Outbox, OutboxPolicy
 from authws.principal import Principal
 from authws.strategies.handshake import Handshake
 
@@ -36,10 +37,6 @@ __all__ = ["Connection", "ConnectionLimits", "Renew"]
 
 Renew = Callable[[str, Principal], Awaitable[Principal]]
 """Verify a token that a live connection presents, given who it is."""
-
-EXPIRY_NOTICE = 60.0
-"""Seconds before its end that a peer is asked to renew; half its time if that is less.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +46,11 @@ class ConnectionLimits:
     max_message_bytes: int = 65_536
     message_rate: float = 500.0
     """Messages per second on average; twice that at once."""
+    byte_rate: float = 8_388_608.0
+    """Bytes of messages per second on average; twice that at once."""
     outbox_messages: int = 1024
     outbox_bytes: int = 1_048_576
+    outbox_policy: OutboxPolicy = "close"
     send_timeout: float = 10.0
     """Seconds that a handler waits for room before the peer counts as too slow."""
     inbox_messages: int = 64
@@ -58,6 +58,8 @@ class ConnectionLimits:
     """Refused messages in a row before the connection is closed."""
     close_timeout: float = 1.0
     """Seconds that a peer has to take what is left and its close frame."""
+    expiry_notice: float = 60.0
+    """Seconds before its end that a peer is asked to renew; half its time if less."""
 
 
 class Connection:
@@ -92,19 +94,36 @@ class Connection:
         self._renew = renew
         self._lifecycle = Lifecycle(now)
         self._lifecycle.receive(Accepted(principal))
-        self._bucket = TokenBucket(
+        self._messages = TokenBucket(
             limits.message_rate, limits.message_rate * 2, clock.monotonic()
         )
-        self._outbox = Outbox(limits.outbox_messages, limits.outbox_bytes)
+        self._bytes = TokenBucket(
+            limits.byte_rate,
+            max(limits.byte_rate * 2, limits.max_message_bytes),
+            clock.monotonic(),
+        )
+        self._outbox = Outbox(
+            limits.outbox_messages, limits.outbox_bytes, limits.outbox_policy
+        )
         self._wake = asyncio.Event()
         self._inbox: asyncio.Queue[str | bytes | None] | None = None
-        self._deadline: asyncio.TimerHandle | None = None
-        self._notice_at: float | None = None
-        """When to send ``auth_expiring``; None once it is sent, or if none is due."""
-        self._cutoff: asyncio.TimerHandle | None = None
+        self._deadline = Deadline(
+            clock,
+            due=self._expire,
+            notice=self._ask_to_renew if renew is not None else None,
+            lead=limits.expiry_notice,
+        )
+        self._was_asked = False
+        self._cutoff: Timer | None = None
         self._owner: asyncio.Task[Any] | None = None
         self.was_cut = False
         """The peer did not take its close frame in time; its task was cancelled."""
+        self.limit: Limit | None = None
+        """The limit that ended it, if one did."""
+        self.revoked_at: float | None = None
+        """When its right to exist was taken, if that is what ended it."""
+        self.closed_at: float | None = None
+        """When its close frame was handed to the server."""
         self._tasks: list[asyncio.Task[None]] = []
 
     # ------------------------------------------------------------------ who and what
@@ -120,6 +139,11 @@ class Connection:
     def is_open(self) -> bool:
         """Whether the connection may still carry messages."""
         return self._lifecycle.state is State.AUTHENTICATED
+
+    @property
+    def dropped(self) -> int:
+        """How many messages of its rooms it missed for being slow."""
+        return self._outbox.dropped
 
     @property
     def ending(self) -> Close | None:
@@ -164,22 +188,26 @@ class Connection:
         """
         if not self._outbox.has_room:
             try:
-                async with asyncio.timeout(self.limits.send_timeout or None):
+                async with self._clock.timeout(self.limits.send_timeout or None):
                     await self._outbox.wait_for_room()
             except TimeoutError:
-                self.end(close_codes.SLOW_CONSUMER)
+                self.end(close_codes.SLOW_CONSUMER, limit=Limit.OUTBOX)
         self.post(payload)
         if not self.is_open:
             raise self._closed()
 
-    def post(self, payload: str | bytes) -> None:
-        """Put a message into the outbox without waiting; a full outbox ends it."""
+    def post(self, payload: str | bytes, *, droppable: bool = False) -> None:
+        """Put a message into the outbox without waiting.
+
+        A full outbox ends the connection; under a policy that drops, it loses what
+        is ``droppable`` (a room's message) and the peer is told how much.
+        """
         if not self.is_open:
             return
-        if self._outbox.put(payload):
+        if self._outbox.put(payload, droppable=droppable):
             self._wake.set()
         else:
-            self.end(close_codes.SLOW_CONSUMER)
+            self.end(close_codes.SLOW_CONSUMER, limit=Limit.OUTBOX)
 
     # ---------------------------------------------------------------------- receiving
 
@@ -192,12 +220,15 @@ class Connection:
 
     async def receive(self) -> str | bytes | None:
         """Return the peer's next message, or None when the connection has ended."""
-        if self._inbox is not None:
-            message = await self._inbox.get()
-            if message is None:
-                self._inbox.put_nowait(None)  # every later call ends as well
-            return message
-        return await self._receive()
+        if self._inbox is None:
+            return await self._receive()
+        if self.ending is not None:
+            return None
+        message = await self._inbox.get()
+        if message is None:
+            self._inbox.put_nowait(None)  # every later call ends as well
+        # what we ended takes no message any more, one that came in time included
+        return message if self.ending is None else None
 
     async def _receive(self) -> str | bytes | None:
         while self.is_open:
@@ -206,6 +237,7 @@ class Connection:
                 self._lifecycle.receive(PeerLeft())
                 self._wake.set()
                 break
+            self._deadline.enforce()
             if not self.is_open or not self._within_limits(message):
                 break
             if self._renew is None or not _is_renewal(message):
@@ -215,11 +247,14 @@ class Connection:
 
     def _within_limits(self, message: str | bytes) -> bool:
         limit = self.limits.max_message_bytes
-        size = len(message) if isinstance(message, bytes) else len(message.encode())
+        size = _size(message)
+        now = self._clock.monotonic()
         if size > limit > 0:
-            self.end(close_codes.MESSAGE_TOO_BIG)
-        elif not self._bucket.take(self._clock.monotonic()):
-            self.end(close_codes.RATE_LIMITED)
+            self.end(close_codes.MESSAGE_TOO_BIG, limit=Limit.MESSAGE_BYTES)
+        elif not self._messages.take(now):
+            self.end(close_codes.RATE_LIMITED, limit=Limit.MESSAGE_RATE)
+        elif not self._bytes.take(now, size):
+            self.end(close_codes.RATE_LIMITED, limit=Limit.BYTE_RATE)
         return self.is_open
 
     # ------------------------------------------------------------------------ renewal
@@ -239,11 +274,24 @@ class Connection:
             return
         if not self.is_open:
             return
-        self._plan_notice()
-        self._schedule_deadline()
+        self._move_deadline()
         self.announce()
         if self.renewed is not None:
             await self.renewed(self)
+
+    def extend(self, expires_at: float) -> None:
+        """Live until later: the session behind it was used again.
+
+        The peer is told if it was asked to renew, which it need not do any more.
+        """
+        if not self.is_open or expires_at <= self.principal.expires_at:
+            return
+        self._lifecycle.receive(
+            Accepted(replace(self.principal, expires_at=expires_at))
+        )
+        if self._was_asked:
+            self.announce()
+        self._move_deadline()
 
     def announce(self) -> None:
         """Send ``auth_ok``."""
@@ -251,16 +299,35 @@ class Connection:
 
     # ------------------------------------------------------------------------- ending
 
-    def end(self, close: Close, *, flush: bool = False) -> None:
-        """End the connection; nothing that waits is delivered, unless ``flush``."""
+    def end(
+        self,
+        close: Close,
+        *,
+        flush: bool = False,
+        limit: Limit | None = None,
+        revoked_at: float | None = None,
+    ) -> None:
+        """End the connection; nothing that waits is delivered, unless ``flush``.
+
+        ``limit`` names the limit that the peer ran into, ``revoked_at`` when its
+        right to exist was taken: both for the operator.
+        """
         if not self.is_open:
             return
         self._lifecycle.receive(Refused(close))
+        self.limit = limit
+        self.revoked_at = revoked_at
         if flush:
             self._wake.set()
         else:
             self._clear_outbox()
         self._arm_cutoff()
+
+    def end_for_restart(self, retry_after: float) -> None:
+        """Let what waits go out, tell the peer when to come back, and end it."""
+        if self._renew is not None:  # else the server says nothing of its own here
+            self.post(messages.restarting(retry_after))
+        self.end(close_codes.SERVICE_RESTART, flush=True)
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Send what waits in the outbox, then close.
@@ -273,8 +340,7 @@ class Connection:
 
     def _arm_cutoff(self) -> None:
         """Give the peer ``close_timeout`` seconds to take its close frame."""
-        loop = asyncio.get_running_loop()
-        self._cutoff = loop.call_later(self.limits.close_timeout, self._cut)
+        self._cutoff = self._clock.call_later(self.limits.close_timeout, self._cut)
 
     def _cut(self) -> None:
         if self._owner is not None and self._tasks and not self._tasks[0].done():
@@ -306,14 +372,12 @@ class Connection:
         if pump:
             self._inbox = asyncio.Queue(self.limits.inbox_messages)
             self._tasks.append(asyncio.create_task(self._pump(self._inbox)))
-        self._plan_notice()
-        self._schedule_deadline()
+        self._move_deadline()
 
     async def stop(self) -> None:
         """Finish: the close frame is sent, or the peer cut off, and no task is left."""
         self._owner = None
-        if self._deadline is not None:
-            self._deadline.cancel()
+        self._deadline.cancel()
         await self.close()
         if self._cutoff is not None:
             self._cutoff.cancel()
@@ -327,46 +391,30 @@ class Connection:
             if isinstance(result, Exception):
                 raise result
 
-    def _plan_notice(self) -> None:
-        """Decide when to ask for a renewal, where one would be taken."""
-        deadline = self._lifecycle.deadline
-        if self._renew is not None and deadline is not None:
-            left = deadline - self._clock.now()
-            self._notice_at = deadline - min(EXPIRY_NOTICE, left / 2)
+    def check_deadline(self) -> None:
+        """Compare the deadline with the wall clock again: it may have been set."""
+        self._deadline.check()
 
-    def _schedule_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
+    def _move_deadline(self) -> None:
+        self._was_asked = False
         deadline = self._lifecycle.deadline
-        if deadline is None:
-            return
-        following = deadline if self._notice_at is None else self._notice_at
-        # not beyond a day at once: a wall clock may be set, call_later's is not
-        delay = min(max(0.0, following - self._clock.now()), 86_400.0)
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(delay, self._check_deadline)
+        if deadline is not None:
+            self._deadline.set(deadline)
 
-    def _check_deadline(self) -> None:
-        deadline = self._lifecycle.deadline
-        if deadline is None:
-            return
-        now = self._clock.now()
-        if now < deadline:
-            if self._notice_at is not None and now >= self._notice_at:
-                self._notice_at = None
-                self.post(messages.auth_expiring(deadline))
-            self._schedule_deadline()
-            return
-        self._lifecycle.receive(DeadlinePassed())
+    def _ask_to_renew(self) -> None:
+        self._was_asked = True
+        self.post(messages.auth_expiring(self.principal.expires_at))
+
+    def _expire(self) -> None:
+        if self.is_open:
+            self._lifecycle.receive(DeadlinePassed())
+            self._arm_cutoff()
         self._clear_outbox()
-        self._arm_cutoff()
 
     async def _pump(self, inbox: asyncio.Queue[str | bytes | None]) -> None:
         while (message := await self._receive()) is not None:
             await inbox.put(message)
-        while inbox.full():  # nobody may be waiting on what is left
-            inbox.get_nowait()
-        inbox.put_nowait(None)
+        await inbox.put(None)
 
     async def _write(self) -> None:
         try:
@@ -380,6 +428,7 @@ class Connection:
 
     async def _write_one(self) -> bool:
         """Write what is due; return False once the connection is over."""
+        self._deadline.enforce()
         payload = self._outbox.take()
         if payload is not None:
             await self._handshake.send(payload)
@@ -390,7 +439,15 @@ class Connection:
             return True
         if self.ending is not None:
             await self._handshake.close(self.ending)
+            self.closed_at = self._clock.now()
         return False
+
+
+def _size(message: str | bytes) -> int:
+    """Its length on the wire; a text's own length is that if it is ASCII."""
+    if isinstance(message, bytes) or message.isascii():
+        return len(message)
+    return len(message.encode())
 
 
 def _is_renewal(message: str | bytes) -> TypeGuard[str]:

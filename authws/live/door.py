@@ -7,27 +7,30 @@ dependency in somebody else's route alike.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal
 
 from authws import close_codes
 from authws.clock import Clock
-from authws.decisions.limits import KeyedBuckets
+from authws.decisions.limits import Headcount, KeyedBuckets, Limit
 from authws.decisions.redaction import log_failure
 from authws.exceptions import (
     AuthError,
     ConnectionClosed,
     ForbiddenError,
     ForbiddenOriginError,
+    LimitError,
     RateLimitedError,
+    RestartingError,
     RevokedSessionError,
     RevokedTokenError,
+    ServerFullError,
     TooManyConnectionsError,
     UnexpectedError,
 )
@@ -39,7 +42,7 @@ from authws.principal import Principal
 from authws.strategies.base import Strategy
 from authws.strategies.handshake import Handshake
 
-__all__ = ["Door", "DoorStyle", "NotAdmittedError"]
+__all__ = ["Door", "DoorLimits", "DoorStyle", "NotAdmittedError"]
 
 Refuse = Literal["after_accept", "before_accept"]
 
@@ -68,6 +71,22 @@ class DoorStyle:
     """Scopes that a principal must have to come in."""
 
 
+@dataclass(frozen=True, slots=True)
+class DoorLimits:
+    """Who may stand at the door, and be inside, at once. A limit of 0 is off.
+
+    A stranger costs what it costs to hold a socket and know nothing of its peer, so
+    there is a quarantine: a number of its own for those who are not known yet.
+    """
+
+    handshake_rate: float = 0.0
+    """Handshakes per address and second on average; twice that at once."""
+    connections: int = 0
+    connections_per_address: int = 0
+    unauthenticated: int = 0
+    unauthenticated_per_address: int = 0
+
+
 class Door:
     """Admits handshakes to the hub."""
 
@@ -79,20 +98,28 @@ class Door:
         *,
         clock: Clock,
         limits: ConnectionLimits,
+        door_limits: DoorLimits = DoorLimits(),
         refuse: Refuse = "after_accept",
-        handshake_rate: float = 0.0,
-        max_connections_per_address: int = 0,
     ) -> None:
-        """``handshake_rate`` is per address and second, twice that at once."""
         self._hub = hub
         self._authority = authority
         self._log = log
         self._clock = clock
         self._limits = limits
         self._refuse = refuse
-        self._handshakes = KeyedBuckets(handshake_rate, handshake_rate * 2)
-        self._max_connections_per_address = max_connections_per_address
-        self._present: Counter[str] = Counter()
+        self._handshakes = KeyedBuckets(
+            door_limits.handshake_rate, door_limits.handshake_rate * 2
+        )
+        self.present = Headcount(
+            door_limits.connections, door_limits.connections_per_address
+        )
+        """Everyone with a WebSocket here, strangers included."""
+        self.strangers = Headcount(
+            door_limits.unauthenticated, door_limits.unauthenticated_per_address
+        )
+        """Those whose credential is still awaited, or being looked at."""
+        self.is_closing = False
+        """Nobody is admitted any more: the process is about to end."""
 
     @asynccontextmanager
     async def open_connection(
@@ -103,8 +130,15 @@ class Door:
         Raises:
             NotAdmittedError: it was refused, or the peer left; all is answered.
         """
-        with self._counted(handshake.credentials.address):
-            principal = await self._authenticate(strategy, handshake, style)
+        address = handshake.credentials.address
+        try:
+            self._check_room(address)
+        except AuthError as error:
+            await self._deny(strategy, handshake, error)
+            raise NotAdmittedError from None
+        with self.present.counting(address):
+            with self.strangers.counting(address):
+                principal = await self._authenticate(strategy, handshake, style)
             connection = await self._admit(strategy, handshake, principal, style)
             try:
                 connection.start(pump=style.pump)
@@ -123,25 +157,51 @@ class Door:
             finally:
                 await self._farewell(handshake, connection)
 
-    @contextmanager
-    def _counted(self, address: str) -> Iterator[None]:
-        """Count who is here from an address, silent strangers at the door included."""
-        self._present[address] += 1
-        try:
-            yield
-        finally:
-            self._present[address] -= 1
-            if not self._present[address]:
-                del self._present[address]
+    # ------------------------------------------------------------- before anything else
+
+    def _check_room(self, address: str) -> None:
+        """Refuse a handshake before its credential is looked at.
+
+        Raises:
+            RestartingError, ServerFullError, RateLimitedError, TooManyConnectionsError:
+                to be told as an HTTP status, which a proxy understands too.
+        """
+        if self.is_closing:
+            raise RestartingError("the server is about to restart")
+        if self.present.is_full():
+            raise ServerFullError("this process is full", Limit.CONNECTIONS)
+        if self.strangers.is_full():
+            raise ServerFullError("too many strangers", Limit.UNAUTHENTICATED)
+        wait = self._handshakes.take(address, self._clock.monotonic())
+        if wait:
+            raise RateLimitedError(
+                "too many handshakes from one address", Limit.HANDSHAKE_RATE, wait
+            )
+        if self.present.is_full_for(address):
+            raise TooManyConnectionsError(
+                "too many connections from one address", Limit.CONNECTIONS_PER_ADDRESS
+            )
+        if self.strangers.is_full_for(address):
+            raise TooManyConnectionsError(
+                "too many strangers from one address", Limit.UNAUTHENTICATED_PER_ADDRESS
+            )
+
+    async def _deny(
+        self, strategy: Strategy, handshake: Handshake, error: AuthError
+    ) -> None:
+        """Answer with an HTTP status and ``Retry-After``, whatever the strategy."""
+        self._log_refusal(strategy, handshake, error)
+        wait = error.retry_after if isinstance(error, LimitError) else 1.0
+        with contextlib.suppress(ConnectionClosed):
+            await handshake.deny(error.status, error.close.reason, wait)
+
+    # -------------------------------------------------------------------- who they are
 
     async def _authenticate(
         self, strategy: Strategy, handshake: Handshake, style: DoorStyle
     ) -> Principal:
-        credentials = handshake.credentials
         try:
-            self._check_rate(credentials.address)
-            self._check_address(credentials.address)
-            strategy.check_origin(credentials)
+            strategy.check_origin(handshake.credentials)
             principal = await strategy.authenticate(handshake)
             if not style.scopes <= principal.scopes:
                 raise ForbiddenError("a required scope is missing")
@@ -150,18 +210,9 @@ class Door:
         except Exception as error:
             await self._turn_away(strategy, handshake, _refusal(error))
         else:
+            handshake.limit_messages(None)
             return principal
         raise NotAdmittedError
-
-    def _check_rate(self, address: str) -> None:
-        wait = self._handshakes.take(address, self._clock.monotonic())
-        if wait:
-            raise RateLimitedError("too many handshakes from one address", wait)
-
-    def _check_address(self, address: str) -> None:
-        limit = self._max_connections_per_address
-        if self._present[address] > limit > 0:
-            raise TooManyConnectionsError(f"{limit} connections from one address")
 
     async def _admit(
         self,
@@ -211,16 +262,8 @@ class Door:
     ) -> None:
         """Answer a refusal in the form that the contract has for it."""
         subject = principal.subject if principal else ""
-        self._log_refusal(strategy, handshake, error.close.reason, str(error), subject)
+        self._log_refusal(strategy, handshake, error, subject)
         try:
-            if (
-                error.status == HTTPStatus.TOO_MANY_REQUESTS
-                and principal is None  # a limit of the address, not of the user
-                and not handshake.accepted
-            ):
-                wait = error.retry_after if isinstance(error, RateLimitedError) else 1.0
-                await handshake.deny(error.status, error.close.reason, wait)
-                return
             if not handshake.accepted and self._may_accept(error):
                 await handshake.accept()
             if (
@@ -250,16 +293,16 @@ class Door:
         self,
         strategy: Strategy,
         handshake: Handshake,
-        reason: str,
-        detail: str,
-        subject: str,
+        error: AuthError,
+        subject: str = "",
     ) -> None:
         self._log.write(
             "refused",
-            reason=reason,
-            detail=detail,
+            reason=error.close.reason,
+            detail=str(error),
             subject=subject,
             address=handshake.credentials.address,
+            limit=error.limit if isinstance(error, LimitError) else "",
             strategy=strategy.name,
         )
 
@@ -280,13 +323,17 @@ class Door:
     async def _farewell(self, handshake: Handshake, connection: Connection) -> None:
         await self._hub.release(connection)
         await connection.stop()
+        self._hub.note_ending(connection)
         ending = connection.ending
+        # the server itself refused a message that was too long, and told us no more
+        too_big = handshake.left_with == close_codes.MESSAGE_TOO_BIG.code
         self._log.write(
             "disconnected",
             reason=ending.reason if ending else "peer_left",
             code=str(int(ending.code) if ending else handshake.left_with),
             subject=connection.principal.subject,
             address=connection.address,
+            limit=Limit.MESSAGE_BYTES if too_big else connection.limit or "",
             strategy=connection.principal.strategy,
             connection=connection.id,
         )

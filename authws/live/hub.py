@@ -6,20 +6,32 @@ peer, so one that is dead or slow costs the others nothing.
 
 from __future__ import annotations
 
+import math
+import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
+from authws import close_codes
 from authws.brokers.base import Broker
 from authws.clock import Clock
-from authws.close_codes import Close
 from authws.decisions import messages
 from authws.decisions.lifecycle import revocation_close
+from authws.decisions.limits import Limit
 from authws.decisions.revocations import RevocationSnapshot
 from authws.exceptions import MessageError, TooManyConnectionsError
 from authws.live.connection import Connection
 from authws.principal import Principal
 
-__all__ = ["Hub", "Room"]
+__all__ = ["Hub", "Room", "WhenFull"]
+
+WhenFull = Literal["reject_new", "evict_oldest"]
+"""What happens to a user's new connection when they have all they may have."""
+
+FAREWELLS_PER_SECOND = 200.0
+"""A restart ends at least so many: so few at once that their return hurts nobody."""
+FAREWELL_TICK = 0.05
+"""Seconds between two batches of a restart's farewells."""
 
 
 class Room:
@@ -41,16 +53,25 @@ class Hub:
         *,
         clock: Clock,
         max_connections_per_user: int = 0,
+        when_full: WhenFull = "reject_new",
         max_rooms: int = 100,
+        on_revoked: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """Limits of 0 are off; ``max_rooms`` is per connection."""
+        """Limits of 0 are off; ``max_rooms`` is per connection.
+
+        ``on_revoked`` is told, for each connection that a revocation ended, how many
+        seconds later its close frame went out.
+        """
         self.connections: dict[str, Connection] = {}
         self.rooms: dict[str, Room] = {}
         self.revocations = RevocationSnapshot()
         self.messages_delivered = 0
+        self.messages_dropped = 0
         self._broker = broker
         self._clock = clock
         self._max_connections_per_user = max_connections_per_user
+        self._when_full = when_full
+        self._on_revoked = on_revoked
         self._max_rooms = max_rooms
         self._by_user: defaultdict[str, dict[str, Connection]] = defaultdict(dict)
         self._by_session: defaultdict[str, dict[str, Connection]] = defaultdict(dict)
@@ -62,7 +83,7 @@ class Hub:
     # ------------------------------------------------------------------ coming, going
 
     def admit(self, connection: Connection) -> None:
-        """Register a connection.
+        """Register a connection; its user's oldest may have to go for it.
 
         Raises:
             TooManyConnectionsError: its user has as many as one user may have.
@@ -70,8 +91,15 @@ class Hub:
         principal = connection.principal
         of_user = self._by_user[_user(principal)]
         limit = self._max_connections_per_user
-        if len(of_user) >= limit > 0:
-            raise TooManyConnectionsError(f"{limit} connections are open")
+        while len(of_user) >= limit > 0:
+            if self._when_full == "reject_new":
+                raise TooManyConnectionsError(
+                    f"{limit} connections are open", Limit.CONNECTIONS_PER_USER
+                )
+            oldest = of_user.pop(next(iter(of_user)))
+            oldest.end(
+                close_codes.TOO_MANY_CONNECTIONS, limit=Limit.CONNECTIONS_PER_USER
+            )
         self.connections[connection.id] = connection
         of_user[connection.id] = connection
         if principal.session and not principal.issuer:
@@ -85,6 +113,7 @@ class Hub:
         principal = connection.principal
         _discard(self._by_user, _user(principal), connection.id)
         _discard(self._by_session, principal.session, connection.id)
+        self.messages_dropped += connection.dropped
         for name in tuple(connection.rooms):
             self._take_out(connection, name)
             await self._unsubscribe_if_empty(name)
@@ -103,7 +132,9 @@ class Hub:
         if name not in connection.rooms:
             if len(connection.rooms) >= self._max_rooms > 0:
                 raise MessageError(
-                    "too_many_rooms", f"a connection may be in {self._max_rooms} rooms"
+                    "too_many_rooms",
+                    f"a connection may be in {self._max_rooms} rooms",
+                    limit=Limit.ROOMS,
                 )
             room = self.rooms.get(name)
             if room is None:
@@ -191,15 +222,29 @@ class Hub:
         text = data.decode()
         # a member whose outbox overflows is ended, not removed: the room stands still
         for member in room.members.values():
-            member.post(text)
+            member.post(text, droppable=True)
         self.messages_delivered += len(room.members)
 
-    # --------------------------------------------------------------------- revocation
+    # ------------------------------------------------------------ the right to exist
 
-    def revoke_session(self, session: str) -> int:
-        """End every connection of a session; return how many there were."""
-        self.revocations.revoke_session(session, self._clock.now())
-        return self._end(self._by_session.get(session, {}).values(), revocation_close)
+    def extend_session(self, session: str, expires_at: float) -> None:
+        """A cookie's session was used again: its connections live until later."""
+        for connection in self._by_session.get(session, {}).values():
+            if connection.principal.strategy == "session_cookie":
+                connection.extend(expires_at)
+
+    def check_deadlines(self) -> None:
+        """The wall clock was set: end what is over, and wait anew for the rest."""
+        for connection in tuple(self.connections.values()):
+            connection.check_deadline()
+
+    def revoke_session(self, session: str, at: float) -> int:
+        """End every connection of a session; return how many there were.
+
+        ``at`` is when the database took the revocation, in seconds since the epoch.
+        """
+        self.revocations.revoke_session(session, at)
+        return self._revoke(self._by_session.get(session, {}).values(), at)
 
     def revoke_subject(self, subject: str, at: float) -> int:
         """End what a user had opened by ``at``; return how many connections that was.
@@ -212,25 +257,43 @@ class Hub:
             for connection in self.of_subject(subject)
             if connection.principal.authenticated_at <= at
         )
-        return self._end(older, revocation_close)
+        return self._revoke(older, at)
 
     def of_subject(self, subject: str) -> Iterator[Connection]:
         """The open connections of a user."""
         return iter(tuple(self._by_user.get(subject, {}).values()))
 
-    def end_all(self, close: Close) -> int:
-        """End every connection in the same way (a restart)."""
-        return self._end(self.connections.values(), lambda _: close)
-
-    def _end(
-        self,
-        connections: Iterable[Connection],
-        close: Callable[..., Close],
-    ) -> int:
+    def _revoke(self, connections: Iterable[Connection], at: float) -> int:
         ended = tuple(connections)
         for connection in ended:
-            connection.end(close(connection.principal))
+            connection.end(revocation_close(connection.principal), revoked_at=at)
         return len(ended)
+
+    def note_ending(self, connection: Connection) -> None:
+        """Tell how long a revocation took, once the connection is over."""
+        if connection.revoked_at is not None and connection.closed_at is not None:
+            self._on_revoked(max(0.0, connection.closed_at - connection.revoked_at))
+
+    # ------------------------------------------------------------------------ restart
+
+    async def end_all(self, seconds: float) -> None:
+        """End every connection for a restart, spread over at most ``seconds``.
+
+        Each is told a moment of its own to come back at, so that the wave of returns
+        is as flat as that of the farewells.
+        """
+        count = len(self.connections)
+        per_second = max(FAREWELLS_PER_SECOND, count / max(seconds, FAREWELL_TICK))
+        spread = count / per_second
+        batch = max(1, math.ceil(per_second * FAREWELL_TICK))
+        waiting = list(self.connections.values())
+        while waiting:
+            for connection in waiting[-batch:]:
+                # when to come back is no secret
+                connection.end_for_restart(round(1 + random.random() * spread, 1))  # noqa: S311
+            del waiting[-batch:]
+            if waiting:
+                await self._clock.sleep(FAREWELL_TICK)
 
 
 def _user(principal: Principal) -> str:

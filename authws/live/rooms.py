@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from authws import close_codes
 from authws.decisions import messages
+from authws.decisions.limits import Limit
 from authws.exceptions import MessageError
 from authws.live.connection import Connection
 from authws.live.hub import Hub
@@ -56,6 +57,8 @@ class RoomProtocol:
         """Answer ``error``; a peer that does little else is closed."""
         connection.strikes += 1
         connection.post(messages.error(refusal))
+        if refusal.limit:
+            self._log.count("message_refused", reason=refusal.slug, limit=refusal.limit)
         if refusal.slug == "forbidden":
             self._log.write(
                 "message_forbidden",
@@ -66,4 +69,4 @@ class RoomProtocol:
                 connection=connection.id,
             )
         if connection.strikes >= connection.limits.strikes > 0:
-            connection.end(close_codes.FORBIDDEN)
+            connection.end(close_codes.FORBIDDEN, limit=Limit.STRIKES)

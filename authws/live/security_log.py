@@ -22,14 +22,15 @@ MAX_VALUE_LENGTH = 256
 # bidirectional controls and line separators are printable to JSON, not to a terminal
 _UNPRINTABLE = re.compile("[\u0080-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
-Listener = Callable[[str, str], None]
+Listener = Callable[[str, str, str], None]
 
 
 class SecurityLog:
     """Writes events to the logger ``authws.security``, and counts them."""
 
     def __init__(self, clock: Clock, listener: Listener | None = None) -> None:
-        """``listener`` is told each event and its reason (for the metrics)."""
+        """``listener`` is told each event, its reason and the limit that was reached
+        (for the metrics)."""
         self._clock = clock
         self._logger = logging.getLogger(LOGGER_NAME)
         self._listener = listener
@@ -42,15 +43,16 @@ class SecurityLog:
         detail: str = "",
         subject: str = "",
         address: str = "",
+        limit: str = "",
         **more: str,
     ) -> None:
         """Write one event.
 
-        ``event`` and ``reason`` are from small fixed vocabularies; ``detail`` is for
-        the operator; ``more`` may name the strategy, the connection, the room.
+        ``event``, ``reason`` and ``limit`` are from small fixed vocabularies;
+        ``detail`` is for the operator; ``more`` may name the strategy, the connection,
+        the room.
         """
-        if self._listener is not None:
-            self._listener(event, reason)
+        self.count(event, reason=reason, limit=limit)
         if not self._logger.isEnabledFor(logging.INFO):
             return
         at = datetime.fromtimestamp(self._clock.now(), UTC)
@@ -61,6 +63,7 @@ class SecurityLog:
             "detail": detail,
             "subject": subject,
             "address": address,
+            "limit": limit,
             **more,
         }
         self._logger.info(
@@ -70,6 +73,11 @@ class SecurityLog:
                 ensure_ascii=False,
             ),
         )
+
+    def count(self, event: str, *, reason: str = "", limit: str = "") -> None:
+        """Count an event without a line: a peer may bring about many of its kind."""
+        if self._listener is not None:
+            self._listener(event, reason, limit)
 
 
 def _clean(value: str) -> str:

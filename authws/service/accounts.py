@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from authws.clock import Clock
+from authws.decisions.limits import Limit
 from authws.decisions.session_cookies import SessionCookieSigner, session_digest
 from authws.decisions.tokens import TokenIssuer
 from authws.exceptions import (
@@ -221,7 +222,7 @@ class Accounts:
         """Act on what was revoked at ``at``, here or by another process."""
         if kind == "session":
             self._records.evict(key)
-            self._hub.revoke_session(key)
+            self._hub.revoke_session(key, at)
         else:
             self._records.evict_subject(key)
             self._hub.revoke_subject(key, at)
@@ -254,7 +255,9 @@ class Accounts:
         was looked at would not stop a burst of guesses."""
         turn = self._turns[address]
         if turn.waiting >= MAX_WAITING:
-            raise RateLimitedError("too many logins at once from one address")
+            raise RateLimitedError(
+                "too many logins at once from one address", Limit.LOGIN_RATE
+            )
         turn.waiting += 1
         try:
             async with turn.lock:
@@ -300,9 +303,10 @@ class Accounts:
 
     async def _revoke(self, session: str) -> int:
         # first to the database, then to the sockets: what survives is the truth
+        at = self._clock.now()
         await self._sessions.revoke(session)
         self._records.evict(session)
-        return self._hub.revoke_session(session)
+        return self._hub.revoke_session(session, at)
 
     def _refused(
         self, event: str, error: AuthError, client: Client, **who: str

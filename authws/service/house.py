@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import dataclass
 
 from authws.brokers.base import Broker
 from authws.brokers.memory import MemoryBroker
@@ -19,7 +20,7 @@ from authws.decisions.tokens import TokenIssuer, TokenVerifier
 from authws.exceptions import ConfigurationError, UnavailableError
 from authws.live.authority import HouseAuthority, RemoteTokens, SessionRecords
 from authws.live.connection import ConnectionLimits
-from authws.live.door import Door
+from authws.live.door import Door, DoorLimits
 from authws.live.hub import Hub
 from authws.live.security_log import SecurityLog
 from authws.service.accounts import Accounts, Lifetimes
@@ -31,7 +32,7 @@ from authws.stores.database import Database, migrate
 from authws.stores.key_sets import RemoteKeySet
 from authws.stores.passwords import PasswordHasher
 from authws.stores.refresh_tokens import RefreshTokens
-from authws.stores.sessions import Sessions
+from authws.stores.sessions import Revocation, Sessions
 from authws.stores.tickets import UsedTickets
 from authws.stores.users import Users
 from authws.strategies.first_message import FirstMessage
@@ -41,6 +42,9 @@ from authws.strategies.session_cookie import SessionCookie
 __all__ = ["House", "ticket_audience"]
 
 PRUNE_EVERY = 300.0
+CLOCK_STEP = 1.0
+"""Seconds by which the wall clock may differ from what it was before it counts as
+set; slewing moves it by less than a millisecond each second."""
 OVERLAP = 10.0
 """Seconds that revocations are read again: transactions show later than their time."""
 
@@ -122,9 +126,16 @@ class House:
             self.broker,
             clock=self.clock,
             max_connections_per_user=settings.max_connections_per_user,
+            when_full=settings.when_user_is_full,
             max_rooms=settings.max_rooms,
+            on_revoked=self.metrics.observe_revocation,
         )
-        self.records = SessionRecords(self.sessions, self.hub.revocations, self.clock)
+        self.records = SessionRecords(
+            self.sessions,
+            self.hub.revocations,
+            self.clock,
+            on_extended=self.hub.extend_session,
+        )
         self.authority = HouseAuthority(
             access=self._access,
             ticket=self._ticket,
@@ -142,13 +153,21 @@ class House:
             limits=ConnectionLimits(
                 max_message_bytes=settings.max_message_bytes,
                 message_rate=settings.message_rate,
+                byte_rate=settings.byte_rate,
                 outbox_messages=settings.outbox_messages,
                 outbox_bytes=settings.outbox_bytes,
+                outbox_policy=settings.outbox_policy,
                 strikes=settings.strikes,
+                expiry_notice=settings.expiry_notice,
+            ),
+            door_limits=DoorLimits(
+                handshake_rate=settings.per_address.handshake_rate,
+                connections=settings.max_connections,
+                connections_per_address=settings.per_address.connections,
+                unauthenticated=settings.max_unauthenticated,
+                unauthenticated_per_address=settings.per_address.unauthenticated,
             ),
             refuse=settings.refuse,
-            handshake_rate=settings.handshake_rate,
-            max_connections_per_address=settings.max_connections_per_address,
         )
         self.accounts = Accounts(
             users=self.users,
@@ -169,7 +188,7 @@ class House:
                 session_absolute=settings.session_absolute_ttl,
             ),
         )
-        self.metrics.watch(self.hub)
+        self.metrics.watch(self.hub, self.door)
         self._put_together_strategies()
 
     def _put_together_strategies(self) -> None:
@@ -184,6 +203,7 @@ class House:
             self.authority,
             self.origins,
             cookie_name=self.cookie_name,
+            clock=self.clock,
             timeout=settings.auth_timeout,
             max_bytes=settings.max_first_message_bytes,
         )
@@ -226,7 +246,7 @@ class House:
         await asyncio.to_thread(self.hasher.self_test)
         await self.hub.start()
         self._background = [
-            asyncio.create_task(self._watch_revocations()),
+            asyncio.create_task(self._keep_watch()),
             asyncio.create_task(self._prune()),
         ]
 
@@ -250,24 +270,42 @@ class House:
             reachable["database"] = False
         return reachable
 
-    async def _watch_revocations(self) -> None:
-        """Act on what other processes revoke: a lost push heals here."""
-        since = self.clock.now() - OVERLAP
-        seen: set[tuple[str, str, float]] = set()
+    @property
+    def is_draining(self) -> bool:
+        """Whether the process is about to end, and takes nobody any more."""
+        return self.door.is_closing
+
+    async def drain(self, seconds: float) -> None:
+        """Admit nobody any more, and end every connection within ``seconds``."""
+        self.door.is_closing = True
+        await self.hub.end_all(seconds)
+
+    async def _keep_watch(self) -> None:
+        """Ask again, at an interval, what nobody may have told this process."""
+        revoked = _Revoked(self.clock.now() - OVERLAP)
+        drift = self.clock.now() - self.clock.monotonic()
         while True:
-            await asyncio.sleep(self.settings.recheck_interval)
-            started = self.clock.now()
-            try:
-                revocations = await self.sessions.revocations_since(since)
-            except UnavailableError as error:
-                logger.warning("revocations could not be read: %s", error)
-                continue
-            for revocation in revocations:
-                key = (revocation.kind, revocation.key, revocation.at)
-                if key not in seen:
-                    self.accounts.forget(revocation.kind, revocation.key, revocation.at)
-            since = started - OVERLAP
-            seen = {(r.kind, r.key, r.at) for r in revocations}
+            await self.clock.sleep(self.settings.recheck_interval)
+            drifted = self.clock.now() - self.clock.monotonic()
+            if abs(drifted - drift) > CLOCK_STEP:
+                logger.warning("the clock was set by %+.1f s", drifted - drift)
+                self.hub.check_deadlines()
+            drift = drifted
+            await self._read_revocations(revoked)
+
+    async def _read_revocations(self, revoked: _Revoked) -> None:
+        """Act on what other processes revoke: a lost push heals here."""
+        started = self.clock.now()
+        try:
+            found = await self.sessions.revocations_since(revoked.since)
+        except UnavailableError as error:
+            logger.warning("revocations could not be read: %s", error)
+            return
+        for revocation in found:
+            if revocation not in revoked.seen:
+                self.accounts.forget(revocation.kind, revocation.key, revocation.at)
+        revoked.since = started - OVERLAP
+        revoked.seen = frozenset(found)
 
     async def _prune(self) -> None:
         while True:
@@ -276,7 +314,15 @@ class House:
             with contextlib.suppress(UnavailableError):
                 await self.sessions.prune(now)
                 await self.tickets.prune(now)
-            await asyncio.sleep(PRUNE_EVERY)
+            await self.clock.sleep(PRUNE_EVERY)
+
+
+@dataclass
+class _Revoked:
+    """How far the revocations were read, and those that may be read again."""
+
+    since: float
+    seen: frozenset[Revocation] = frozenset()
 
 
 def ticket_audience(settings: Settings) -> str:

@@ -16,6 +16,7 @@ from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
 from authws.clock import Clock
+from authws.decisions.limits import Limit
 from authws.exceptions import RateLimitedError
 
 __all__ = ["LoginThrottle"]
@@ -64,7 +65,7 @@ class LoginThrottle:
         if not await self._limiter.test(limit, *keys, cost=self._under_way[keys]):
             stats = await self._limiter.get_window_stats(limit, *keys)
             wait = max(1.0, stats.reset_time - self._clock.now())
-            raise RateLimitedError("too many failed logins", wait)
+            raise RateLimitedError("too many failed logins", Limit.LOGIN_RATE, wait)
 
     async def failed(self, account: str, address: str) -> None:
         """Count a failure."""

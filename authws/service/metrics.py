@@ -5,13 +5,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from authws.decisions.limits import Limit
+from authws.live.door import Door
 from authws.live.hub import Hub
 
 __all__ = ["Metrics"]
+
+REVOCATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 10)
+"""Seconds; a push takes milliseconds, a lost one up to the recheck interval."""
 
 
 class Metrics:
@@ -19,6 +29,20 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._limits = Counter(
+            "authws_limit_hits",
+            "Times that a peer ran into a limit",
+            ["limit"],
+            registry=self._registry,
+        )
+        for limit in Limit:
+            self._limits.labels(limit)
+        self._revocation = Histogram(
+            "authws_revocation_seconds",
+            "From a revocation to the close frame, for each connection that it ended",
+            buckets=REVOCATION_BUCKETS,
+            registry=self._registry,
+        )
         self._events = Counter(
             "authws_events",
             "Security events, as in the security log",
@@ -26,22 +50,29 @@ class Metrics:
             registry=self._registry,
         )
 
-    def count_event(self, event: str, reason: str) -> None:
-        """Count one event of the security log."""
+    def count_event(self, event: str, reason: str, limit: str) -> None:
+        """Count one event of the security log, and the limit that was reached."""
         self._events.labels(event, reason).inc()
+        if limit:
+            self._limits.labels(limit).inc()
 
-    def watch(self, hub: Hub) -> None:
-        """Read the hub's numbers whenever the metrics are asked for."""
-        self._registry.register(_HubCollector(hub))
+    def observe_revocation(self, seconds: float) -> None:
+        """Note how long a revoked connection stayed open."""
+        self._revocation.observe(seconds)
+
+    def watch(self, hub: Hub, door: Door) -> None:
+        """Read their numbers whenever the metrics are asked for."""
+        self._registry.register(_LiveCollector(hub, door))
 
     def render(self) -> bytes:
         """Return the text exposition format."""
         return generate_latest(self._registry)
 
 
-class _HubCollector(Collector):
-    def __init__(self, hub: Hub) -> None:
+class _LiveCollector(Collector):
+    def __init__(self, hub: Hub, door: Door) -> None:
         self._hub = hub
+        self._door = door
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         hub = self._hub
@@ -58,9 +89,20 @@ class _HubCollector(Collector):
                 ),
             )
         yield connections
+        yield GaugeMetricFamily(
+            "authws_unauthenticated",
+            "WebSockets whose peer is not known yet",
+            value=self._door.strangers.inside,
+        )
         yield GaugeMetricFamily("authws_rooms", "Rooms in use", value=len(hub.rooms))
         yield CounterMetricFamily(
             "authws_messages_delivered",
             "Messages put into outboxes",
             value=hub.messages_delivered,
+        )
+        dropped = sum(connection.dropped for connection in hub.connections.values())
+        yield CounterMetricFamily(
+            "authws_messages_dropped",
+            "Messages that slow peers missed under a policy that drops",
+            value=hub.messages_dropped + dropped,
         )

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-__all__ = ["Settings"]
+__all__ = ["PerAddress", "Settings"]
 
+N = TypeVar("N", int, float)
 Names = Annotated[tuple[str, ...], NoDecode]
 """A comma-separated list."""
 Limit = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0)]
+"""Per second."""
 Seconds = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class PerAddress:
+    """The limits that hold for one address."""
+
+    handshake_rate: float
+    connections: int
+    unauthenticated: int
+
+
+EXPOSED = PerAddress(handshake_rate=50, connections=1000, unauthenticated=128)
+"""The defaults where strangers can come: the address may be a whole office."""
+LOCAL = PerAddress(handshake_rate=0, connections=0, unauthenticated=0)
+"""The defaults on this machine alone, where all share one address."""
 
 
 class Settings(BaseSettings):
@@ -69,18 +88,33 @@ class Settings(BaseSettings):
     auth_timeout: Annotated[float, Field(gt=0, le=60)] = 5
     query_param_accepts: Literal["any", "ticket"] = "any"
 
-    # limits
+    # limits on connections
+    max_connections: Limit = 16_384
+    max_connections_per_user: Limit = 100
+    when_user_is_full: Literal["reject_new", "evict_oldest"] = "reject_new"
+    max_connections_per_address: Limit | None = None
+    max_unauthenticated: Limit = 4096
+    max_unauthenticated_per_address: Limit | None = None
+    handshake_rate: Rate | None = None
+
+    # limits on messages
     max_message_bytes: Limit = 65_536
     max_first_message_bytes: Annotated[int, Field(gt=0)] = 8192
-    max_connections_per_user: Limit = 100
-    max_connections_per_address: Limit = 0
+    message_rate: Rate = 500
+    byte_rate: Rate = 8_388_608
+    strikes: Limit = 10
     max_rooms: Limit = 100
-    handshake_rate: Annotated[float, Field(ge=0)] = 0
-    message_rate: Annotated[float, Field(ge=0)] = 500
-    login_rate: Limit = 5
+
+    # slow and silent peers
     outbox_messages: Limit = 1024
     outbox_bytes: Limit = 1_048_576
-    strikes: Limit = 10
+    outbox_policy: Literal["close", "drop_oldest", "drop_newest"] = "close"
+    ping_interval: Seconds = 20
+    ping_timeout: Annotated[float, Field(gt=0)] = 20
+    expiry_notice: Seconds = 60
+
+    # limits on logins
+    login_rate: Limit = 5
     password_hash_concurrency: Limit = 0
 
     # operations
@@ -113,6 +147,21 @@ class Settings(BaseSettings):
         """Whether only this machine can reach the service."""
         return self.host in {"127.0.0.1", "localhost", "::1"} or (
             self.host.startswith("127.")
+        )
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether strangers can reach the service, through a proxy or directly."""
+        return self.behind_proxy or not self.is_loopback
+
+    @property
+    def per_address(self) -> PerAddress:
+        """The limits for one address: as set, else by who can reach the service."""
+        usual = EXPOSED if self.is_exposed else LOCAL
+        return PerAddress(
+            _given(self.handshake_rate, usual.handshake_rate),
+            _given(self.max_connections_per_address, usual.connections),
+            _given(self.max_unauthenticated_per_address, usual.unauthenticated),
         )
 
     @property
@@ -152,3 +201,7 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{(self.data_dir / 'authws.db').absolute()}"
+
+
+def _given(value: N | None, usual: N) -> N:
+    return usual if value is None else value

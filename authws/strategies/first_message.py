@@ -6,9 +6,9 @@ absolute deadline, one frame, and a size limit before any parsing.
 
 from __future__ import annotations
 
-import asyncio
-
+from authws.clock import Clock
 from authws.decisions import carriers, messages
+from authws.decisions.limits import Limit
 from authws.decisions.origins import OriginPolicy
 from authws.exceptions import (
     AuthTimeoutError,
@@ -36,11 +36,13 @@ class FirstMessage(Strategy):
         origins: OriginPolicy,
         *,
         cookie_name: str,
+        clock: Clock,
         timeout: float = 5.0,
         max_bytes: int = 8192,
     ) -> None:
         """``timeout`` in seconds from accept to a verified token."""
         super().__init__(authority, origins, cookie_name=cookie_name)
+        self._clock = clock
         self._timeout = timeout
         self._max_bytes = max_bytes
 
@@ -48,9 +50,10 @@ class FirstMessage(Strategy):
         credentials = handshake.credentials
         self._refuse_other_carriers(credentials, "authorization", "query")
         cookies = self._cookies(credentials)
+        handshake.limit_messages(self._max_bytes)
         await handshake.accept()
         try:
-            async with asyncio.timeout(self._timeout or None):
+            async with self._clock.timeout(self._timeout or None):
                 await handshake.send(messages.auth_required(self._timeout))
                 token = self._read(await handshake.receive())
                 return await self._authority.by_token(
@@ -78,7 +81,9 @@ class FirstMessage(Strategy):
         if isinstance(message, bytes):
             raise MalformedCredentialError("a binary first message")
         if _size(message) > self._max_bytes:
-            raise OversizedMessageError(f"first message over {self._max_bytes} bytes")
+            raise OversizedMessageError(
+                f"first message over {self._max_bytes} bytes", Limit.FIRST_MESSAGE_BYTES
+            )
         try:
             return messages.parse_auth(message).token
         except MessageError as exc:

@@ -23,6 +23,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _QUERY = "authws.query_string"
+LIMIT_MESSAGES = "authws.limit_messages"
+"""Our server's ASGI extension: bounds the messages it assembles from now on."""
 
 
 class Credentials:
@@ -91,6 +93,16 @@ class Handshake:
             {"type": "websocket.accept", "subprotocol": chosen, "headers": []}
         )
         self.accepted = True
+
+    def limit_messages(self, max_bytes: int | None) -> None:
+        """Bound what the peer may send, in bytes per message; None for the usual.
+
+        Where the server offers it, a longer message is refused while it arrives, so
+        that a stranger cannot have one collected.
+        """
+        extension = self._scope.get("extensions", {}).get(LIMIT_MESSAGES)
+        if extension is not None:
+            extension["set"](max_bytes)
 
     async def receive(self) -> str | bytes | None:
         """Return the next message, or None once the peer has left."""
