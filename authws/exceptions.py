@@ -175,6 +175,7 @@ class ForbiddenError(AuthError):
 class LimitError(AuthError):
     """The peer ran into a limit, named by ``limit``."""
 
+    close = close_codes.RATE_LIMITED
     status = HTTPStatus.TOO_MANY_REQUESTS
 
     def __init__(self, message: str, limit: str, retry_after: float = 1.0) -> None:
@@ -186,8 +187,6 @@ class LimitError(AuthError):
 
 class RateLimitedError(LimitError):
     """Too much, too fast."""
-
-    close = close_codes.RATE_LIMITED
 
 
 class TooManyConnectionsError(LimitError):

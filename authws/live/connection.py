@@ -46,7 +46,7 @@ class ConnectionLimits:
     max_message_bytes: int = 65_536
     message_rate: float = 500.0
     """Messages per second on average; twice that at once."""
-    byte_rate: float = 8_388_608.0
+    byte_rate: float = 16_777_216.0
     """Bytes of messages per second on average; twice that at once."""
     outbox_messages: int = 1024
     outbox_bytes: int = 1_048_576

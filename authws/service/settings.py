@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     max_message_bytes: Limit = 65_536
     max_first_message_bytes: Annotated[int, Field(gt=0)] = 8192
     message_rate: Rate = 500
-    byte_rate: Rate = 8_388_608
+    byte_rate: Rate = 16_777_216
     strikes: Limit = 10
     max_rooms: Limit = 100
 

@@ -413,7 +413,8 @@ async def test_silence_after_accept_has_its_own_deadline(
 async def test_peer_that_never_reads_is_closed_and_the_room_goes_on(
     tmp_path: Path, path: str, case: str
 ) -> None:
-    async with limited(tmp_path, outbox_bytes=200_000, message_rate=0) as service:
+    unlimited = {"message_rate": 0, "byte_rate": 0}
+    async with limited(tmp_path, outbox_bytes=200_000, **unlimited) as service:
         deaf_grant = await grant(service, path.split("/")[2], "bob")
         alice = await grant(service, "query-param")
         with socket.socket() as small:

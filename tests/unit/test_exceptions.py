@@ -35,6 +35,9 @@ CLOSES = {
     "ForbiddenError": (close_codes.FORBIDDEN, 403),
     "RateLimitedError": (close_codes.RATE_LIMITED, 429),
     "TooManyConnectionsError": (close_codes.TOO_MANY_CONNECTIONS, 429),
+    "ServerFullError": (close_codes.TOO_MANY_CONNECTIONS, 503),
+    "RestartingError": (close_codes.SERVICE_RESTART, 503),
+    "LimitError": (close_codes.RATE_LIMITED, 429),
     "OversizedMessageError": (close_codes.MESSAGE_TOO_BIG, 413),
     "UnavailableError": (close_codes.TRY_AGAIN_LATER, 503),
     "UnexpectedError": (close_codes.INTERNAL_ERROR, 500),
@@ -98,8 +101,9 @@ def test_a_peers_text_is_quoted_and_cut() -> None:
 def test_errors_carry_what_the_caller_needs() -> None:
     assert ExpiredTokenError("late").session == ""
     assert ExpiredTokenError("late", "sid").session == "sid"
-    assert RateLimitedError("slow down").retry_after == 1.0
-    assert RateLimitedError("slow down", 7.5).retry_after == 7.5
+    assert RateLimitedError("slow down", "message_rate").retry_after == 1.0
+    refused = RateLimitedError("slow down", "handshake_rate", 7.5)
+    assert (refused.limit, refused.retry_after) == ("handshake_rate", 7.5)
     refusal = MessageError("forbidden", "no scope", 7)
     assert (refusal.slug, refusal.detail, refusal.message_id) == (
         "forbidden",
