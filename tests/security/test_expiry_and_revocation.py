@@ -364,12 +364,13 @@ async def test_a_token_lives_no_longer_than_tokens_do(
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0], ids=["LIF-14-on", "LIF-14-back"])
 async def test_a_jump_of_the_wall_clock_opens_nothing(
-    service: Service, jump: float
+    tmp_path_factory: pytest.TempPathFactory, jump: float
 ) -> None:
-    token, cookie = await service.token(), await service.cookie()
-    tokens = await service.login()
-    async with await connect(service, token) as open_one:
-        try:
+    async with running(tmp_path_factory.mktemp("set"), recheck_interval=1) as service:
+        await service.add_user("alice")
+        token, cookie = await service.token(), await service.cookie()
+        tokens = await service.login()
+        async with await connect(service, token) as open_one:
             service.clock.offset = jump
             answer = await knock(service, f"/ws/query-param?token={token}")
             refused = "token_expired" if jump > 0 else "token_invalid"
@@ -384,8 +385,6 @@ async def test_a_jump_of_the_wall_clock_opens_nothing(
                 assert await ending(open_one) == (1008, "token_expired")
             else:
                 await silence(open_one)
-        finally:
-            service.clock.offset = 0.0
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0], ids=["LIF-14-on", "LIF-14-back"])
