@@ -9,18 +9,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import uvicorn
-
-from authws.service.server import build_config
+from authws.service.server import Server, ServerConfig, build_config
 
 __all__ = ["serving"]
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     """Tells when it listens, instead of being asked."""
 
-    def __init__(self, config: uvicorn.Config, tell: Callable[[], object]) -> None:
-        super().__init__(config)
+    def __init__(
+        self, config: ServerConfig, app: Any, tell: Callable[[], object]
+    ) -> None:
+        house = getattr(getattr(app, "state", None), "authws", None)
+        super().__init__(config, drain=house.drain if house is not None else None)
         self._tell = tell
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -50,7 +51,7 @@ async def serving(app: Any, **config: Any) -> AsyncIterator[int]:
 
     options: dict[str, Any] = {"port": 0, "drain": 1, "log_config": None, **config}
     server = _Server(
-        build_config(app, **options), lambda: loop.call_soon_threadsafe(tell)
+        build_config(app, **options), app, lambda: loop.call_soon_threadsafe(tell)
     )
 
     def run() -> None:

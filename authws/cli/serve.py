@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
 from authws.cli.stores import opened, run
@@ -22,8 +21,9 @@ from authws.exceptions import ConfigurationError, UnavailableError
 from authws.live.security_log import LOGGER_NAME
 from authws.service import doctor as checks
 from authws.service.app import create_app
+from authws.service.house import House
 from authws.service.key_files import prepare_data_dir
-from authws.service.server import build_config
+from authws.service.server import Server, ServerConfig, build_config
 from authws.service.settings import Settings
 
 __all__ = ["doctor", "serve"]
@@ -74,8 +74,10 @@ def serve(
             lines += _demo_lines(settings, _demo_user(settings))
         else:
             lines.append("Users are added with: authws user add NAME")
+        app = create_app(settings)
+        house: House = app.state.authws
         config = build_config(
-            create_app(settings),
+            app,
             host=settings.host,
             port=settings.port,
             tls_cert=settings.tls_cert,
@@ -83,10 +85,12 @@ def serve(
             max_message_bytes=settings.max_message_bytes,
             drain=settings.drain,
             trusted_proxies=settings.trusted_proxies,
+            ping_interval=settings.ping_interval,
+            ping_timeout=settings.ping_timeout,
             log_config=_log_config(settings),
         )
         with contextlib.suppress(KeyboardInterrupt):
-            _Server(config, lines).run(sockets=[listener])
+            _Server(config, house, lines).run(sockets=[listener])
 
 
 def doctor(
@@ -143,11 +147,11 @@ def _check_database(settings: Settings) -> None:
         ) from None
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     """Says where to go next as soon as it listens."""
 
-    def __init__(self, config: uvicorn.Config, lines: list[str]) -> None:
-        super().__init__(config)
+    def __init__(self, config: ServerConfig, house: House, lines: list[str]) -> None:
+        super().__init__(config, drain=house.drain)
         self._lines = lines
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -1,43 +1,62 @@
-"""Uvicorn, configured so that its defaults leave no door open.
+"""Uvicorn, configured so that its defaults leave no door open, and ended in time.
 
 Uvicorn's defaults suit an app behind a proxy that guards it: forwarded headers are
 believed from loopback, messages may have 16 MiB, compression is negotiated with
 strangers, and nothing has a deadline. Here each of these is decided, once.
+
+Its end is ours too: Uvicorn closes every WebSocket in one breath, and what ignores its
+cancellation keeps it alive for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import logging
 import math
+import signal
+import socket
 import ssl
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import uvicorn
+from uvicorn.server import HANDLED_SIGNALS
 
-from authws.decisions.redaction import install_log_redaction
+from authws.decisions.redaction import install_log_redaction, log_failure
 from authws.exceptions import ConfigurationError
 from authws.service.protocols import (
     HttpProtocol,
     ProtocolLimits,
     WebSocketProtocol,
 )
+from authws.service.watchdog import Watchdog
 
 if sys.platform == "win32":
     from asyncio import ProactorEventLoop as _Loop
 else:
     from uvloop import Loop as _Loop
 
-__all__ = ["LogLevel", "ServerConfig", "build_config", "new_event_loop"]
+__all__ = ["LogLevel", "Server", "ServerConfig", "build_config", "new_event_loop"]
+
+logger = logging.getLogger("uvicorn.error")
 
 LogLevel = Literal["critical", "error", "warning", "info", "debug"]
 """Uvicorn's names but ``trace``, at which it logs every message, credentials too."""
 
 TLS_HANDSHAKE_TIMEOUT = 10.0
 """Seconds; asyncio's default of 60 lets a silent peer hold a connection that long."""
+
+POLL = 0.02
+"""Seconds between two looks at what is still open: nothing tells of it."""
+
+DRAIN_MIN = 0.4
+"""Seconds that an end takes at most when it shall take none."""
 
 TLS_SHUTDOWN_TIMEOUT = 1.0
 """Seconds for the peer's half of TLS's own closing handshake; 30 by default."""
@@ -47,9 +66,10 @@ class ServerConfig(uvicorn.Config):
     """Uvicorn's configuration, with what our protocols need beside it."""
 
     def __init__(
-        self, app: Any, *, protocol_limits: ProtocolLimits, **options: Any
+        self, app: Any, *, protocol_limits: ProtocolLimits, drain: float, **options: Any
     ) -> None:
         self.protocol_limits = protocol_limits
+        self.drain = drain
         super().__init__(app, http=HttpProtocol, ws=WebSocketProtocol, **options)
 
     def configure_logging(self) -> None:
@@ -77,7 +97,7 @@ def build_config(
     factory: bool = False,
     protocol_limits: ProtocolLimits | None = None,
 ) -> ServerConfig:
-    """Configure a server for ``app``; run it with ``uvicorn.Server(config)``.
+    """Configure a server for ``app``; run it with ``Server(config)``.
 
     Args:
         app: an ASGI app, or its import string (``module:name``) for several workers.
@@ -88,10 +108,11 @@ def build_config(
         tls_key: its private key, when that is in a file of its own.
         max_message_bytes: of one WebSocket message; a bigger one closes 1009.
             0 is off.
-        drain: seconds that running requests have when the server stops.
+        drain: seconds in which the server has stopped, once it is told to; 0 ends
+            everything at once.
         trusted_proxies: addresses or networks whose ``X-Forwarded-For`` and
             ``X-Forwarded-Proto`` are believed. None is by default, loopback included.
-        ping_interval: seconds between our pings on a WebSocket.
+        ping_interval: seconds between our pings on a WebSocket; 0 is off.
         ping_timeout: seconds that a peer has for its pong.
         keep_alive: seconds that an idle HTTP connection is kept.
         log_level: of Uvicorn's loggers.
@@ -107,6 +128,7 @@ def build_config(
     return ServerConfig(
         app,
         protocol_limits=protocol_limits or ProtocolLimits(),
+        drain=drain,
         host=host,
         port=port,
         workers=workers,  # never from WEB_CONCURRENCY: it decides which broker is safe
@@ -168,3 +190,160 @@ class _ServerLoop(_Loop):
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """Make the server's event loop: uvloop where it runs, with bounded TLS."""
     return _ServerLoop()
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's server, ending gracefully and in time.
+
+    The first SIGTERM or SIGINT begins the drain: nobody is accepted any more, every
+    WebSocket is told 1012, what runs may finish; it is over within ``config.drain``
+    seconds whatever handlers do. A second one ends the process at once.
+    """
+
+    config: ServerConfig
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        drain: Callable[[float], Awaitable[object]] | None = None,
+    ) -> None:
+        """``drain`` ends the app's own connections, spread over so many seconds
+        (``House.drain``); without it every WebSocket is told at once."""
+        super().__init__(config)
+        self._drain = drain
+        self._told_at: float | None = None
+        self._told = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watchdog: Watchdog | None = None
+
+    # -------------------------------------------------------------------- being told
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal comes; see to it that the end is one."""
+        with Watchdog(lambda: len(self.server_state.connections)) as self._watchdog:
+            super().run(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin the drain; the system itself ends the process at the next signal.
+
+        A handler of ours could not be relied on for that: Python calls it between two
+        instructions of a main thread that may never come to its next.
+        """
+        for handled in HANDLED_SIGNALS:
+            signal.signal(handled, signal.SIG_DFL)
+        super().handle_exit(sig, frame)
+        self._told_at = time.monotonic()
+        if self._watchdog is not None:
+            total = max(self.config.drain, DRAIN_MIN)
+            margin = self._reserve / 4
+            self._watchdog.end_process_in(
+                total - margin, at_the_latest=total - margin / 2
+            )
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._told.set)
+
+    async def main_loop(self) -> None:
+        """Wait until the server shall end; a signal is heard at once."""
+        self._loop = asyncio.get_running_loop()
+        counter = 0
+        while not await self.on_tick(counter):
+            counter = (counter + 1) % 864_000
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await self._told.wait()
+
+    # ----------------------------------------------------------------------- the end
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nobody, say goodbye, let what runs finish, and cut off the rest."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or ():
+            listener.close()
+        if self._told_at is None:
+            self._told_at = time.monotonic()
+        logger.info(
+            "Draining %d connections in at most %g s",
+            len(self.server_state.connections),
+            self.config.drain,
+        )
+        try:
+            async with asyncio.timeout(self._time_left):
+                await self._say_goodbye()
+                await self._finish_work()
+        except TimeoutError:
+            await self._cut()
+        await self.lifespan.shutdown()
+
+    @property
+    def _reserve(self) -> float:
+        """Seconds at the end of the drain for cutting off, and for letting go."""
+        return max(DRAIN_MIN / 4, min(1.0, self.config.drain / 10))
+
+    @property
+    def _time_left(self) -> float:
+        """Seconds that graceful work has yet."""
+        since = time.monotonic() - (self._told_at or 0.0)
+        return max(0.0, self.config.drain - self._reserve - since)
+
+    def _websockets(self) -> Iterator[WebSocketProtocol]:
+        for connection in tuple(self.server_state.connections):
+            if isinstance(connection, WebSocketProtocol):
+                yield connection
+
+    async def _say_goodbye(self) -> None:
+        """Tell strangers at once, and the app's own connections at its pace.
+
+        Idle HTTP connections live on: a health check on one shall see what is going on.
+        """
+        for websocket in self._websockets():
+            if self._drain is None or websocket.is_stranger:
+                websocket.shutdown()
+        if self._drain is None:
+            return
+        try:
+            await self._drain(self._time_left / 2)
+        except Exception:
+            log_failure(logger, "The app could not end its connections")
+        # what waits for them goes out before their close frame
+        await _until(
+            lambda: not any(self._websockets()),
+            within=self.config.protocol_limits.close_timeout,
+        )
+
+    async def _finish_work(self) -> None:
+        """Wait for what runs, then for the last answers to be taken."""
+        state = self.server_state
+        while state.tasks or any(self._websockets()):
+            for websocket in self._websockets():  # those that came since, too
+                websocket.shutdown()
+            await asyncio.sleep(POLL)
+        while state.connections:
+            for connection in tuple(state.connections):
+                connection.shutdown()
+            await asyncio.sleep(POLL)
+
+    async def _cut(self) -> None:
+        """End what did not end by itself, as far as it lets itself be ended."""
+        state = self.server_state
+        logger.warning(
+            "The drain is over: cutting %d connections, %d running requests",
+            len(state.connections),
+            len(state.tasks),
+        )
+        for connection in tuple(state.connections):
+            connection.shutdown()
+        for task in tuple(state.tasks):
+            task.cancel("the drain is over")
+        await _until(
+            lambda: not (state.connections or state.tasks), within=self._reserve / 2
+        )
+
+
+async def _until(condition: Callable[[], bool], *, within: float) -> None:
+    """Wait until a condition holds, or the time is over."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within):
+            while not condition():  # noqa: ASYNC110 - see POLL
+                await asyncio.sleep(POLL)

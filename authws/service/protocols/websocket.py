@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from uvicorn.protocols.utils import ClientDisconnected, get_client_addr
@@ -29,15 +29,20 @@ from authws.service.protocols.limits import (
     ProtocolLimits,
     Refusal,
 )
+from authws.strategies.handshake import LIMIT_MESSAGES
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGISendEvent
+    from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
     from uvicorn.config import Config
     from uvicorn.server import ServerState
     from websockets.frames import Frame
     from websockets.http11 import Request
 
 __all__ = ["WebSocketProtocol"]
+
+LAST_LOOK = 0.05
+"""Seconds in which an overdue pong may still be found: the event loop may have been
+busy, and a pong that came in time lies unread then."""
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
@@ -63,6 +68,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             logger=logging.getLogger("uvicorn.error"),
         )
         self.close_timeout = self.limits.close_timeout
+        self.is_limited = False
+        """Whether the app bounds the peer's messages, as it does a stranger's."""
+        self._read_on_at = 0.0
         self._watched_message = 0
         self._message_deadline: asyncio.TimerHandle | None = None
         self._cutoff: asyncio.TimerHandle | None = None
@@ -74,6 +82,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self._cutoff is not None:
             self._cutoff.cancel()
         super().connection_lost(exc)
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether the app has not told us yet that it knows the peer."""
+        return self.is_limited or not self.handshake_complete
 
     def shutdown(self) -> None:
         """End the connection for a restart of the server."""
@@ -90,6 +103,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if self.close_sent:
             self._cut_off_later()
+        else:
+            extensions = cast(dict[str, Any], self.scope["extensions"])
+            extensions[LIMIT_MESSAGES] = {"set": self._limit_messages}
+
+    def _limit_messages(self, max_bytes: int | None) -> None:
+        """Bound the messages from the next frame on; None for the usual bound."""
+        self.is_limited = max_bytes is not None
+        usual = self.config.ws_max_size
+        self.conn.max_message_size = min(max_bytes or usual, usual)
 
     def data_received(self, data: bytes) -> None:
         """Parse frames; before the handshake is answered there can be none."""
@@ -129,6 +151,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """Give the app its next event; what we read then may be a pong."""
+        event = await super().receive()
+        if self.pong_timer is not None:
+            self._read_on_at = self.loop.time()
+        return event
 
     def handle_ping(self) -> None:
         """Send the pong that the parser made, unless our half is closed."""
@@ -224,13 +253,38 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
             self._cut_off_later()
 
-    # ------------------------------------------------------------------------- ending
+    # ---------------------------------------------------------------------- keepalive
 
     def keepalive_timeout(self) -> None:
-        """End a connection whose peer does not answer our pings."""
+        """Give up a peer that does not answer our pings, once we have listened.
+
+        We read no message before the app took the one before: the pong of a peer
+        whose handler is slow may lie behind what we have not read. So its time
+        begins anew when we read on; a peer that is gone is found then.
+        """
+        wait = self._still_to_listen()
+        self.pong_timer = (
+            self.loop.call_later(wait, self.keepalive_timeout)
+            if wait > 0
+            else self.loop.call_later(LAST_LOOK, self._give_up)
+        )
+
+    def _still_to_listen(self) -> float:
+        """Return for how many seconds more we owe the peer that we read."""
+        patience = self.ping_timeout or 0.0
+        if self.read_paused:
+            return patience
+        since = max(self.ping_sent_at, self._read_on_at)
+        return since + patience - self.loop.time()
+
+    def _give_up(self) -> None:
         self.pong_timer = None
-        if not self.close_sent:
+        if self._still_to_listen() > 0:  # it said something at the last moment
+            self.keepalive_timeout()
+        elif not self.close_sent:
             self._end(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
+
+    # ------------------------------------------------------------------------- ending
 
     def handle_parser_exception(self) -> None:
         """End a connection that the frame parser has given up."""

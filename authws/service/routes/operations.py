@@ -33,17 +33,18 @@ UNREACHABLE = {"status": "unavailable", "database": "unreachable", "broker": "ok
     responses={
         503: {
             "model": Readiness,
-            "description": "Something is out of reach",
+            "description": "Something is out of reach, or the process is ending",
             "content": {"application/json": {"example": UNREACHABLE}},
         }
     },
 )
 async def readyz(house: HouseDependency) -> JSONResponse:
-    """The database and the broker can be reached."""
+    """The database and the broker can be reached, and the process is to go on."""
     reachable = await house.is_ready()
-    ready = all(reachable.values())
+    ready = all(reachable.values()) and not house.is_draining
+    status = "draining" if house.is_draining else "unavailable"
     body: dict[str, Any] = {
-        "status": "ready" if ready else "unavailable",
+        "status": "ready" if ready else status,
         **{name: "ok" if ok else "unreachable" for name, ok in reachable.items()},
     }
     return JSONResponse(body, status_code=200 if ready else 503)
