@@ -8,6 +8,7 @@ writer carries it out, and a peer that does not take it in time is cut off.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -382,7 +383,10 @@ class Connection:
         if self._cutoff is not None:
             self._cutoff.cancel()
         writer, *others = self._tasks
-        await asyncio.wait([writer], timeout=self.limits.close_timeout)
+        if not self.was_cut:
+            with contextlib.suppress(TimeoutError):
+                async with self._clock.timeout(self.limits.close_timeout):
+                    await asyncio.wait([writer])
         for task in self._tasks:
             task.cancel()
         results = await asyncio.gather(writer, *others, return_exceptions=True)

@@ -1,0 +1,263 @@
+"""The engine without a network: real doors, strategies, hub and connections.
+
+Peers are the two callables of an ASGI server, the clock is moved by hand, and the
+authority believes what a test tells it to: so every interleaving can be brought about,
+and every deadline passes in no time. What a real socket does is for ``tests/live``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from authws.brokers.memory import MemoryBroker
+from authws.decisions.origins import OriginPolicy
+from authws.exceptions import (
+    ChangedSubjectError,
+    ExpiredTokenError,
+    InvalidTokenError,
+    RevokedTokenError,
+)
+from authws.live.authority import HouseAuthority
+from authws.live.connection import ConnectionLimits
+from authws.live.door import Door, DoorLimits, DoorStyle, NotAdmittedError
+from authws.live.hub import Hub
+from authws.live.rooms import RoomProtocol
+from authws.live.security_log import SecurityLog
+from authws.principal import Principal
+from authws.strategies.base import Strategy
+from authws.strategies.first_message import FirstMessage
+from authws.strategies.handshake import Handshake
+from authws.strategies.query_param import QueryParam
+from authws.strategies.session_cookie import SessionCookie
+from tests.manual_clock import ManualClock, settle
+
+__all__ = ["Authority", "Engine", "Peer"]
+
+
+class Authority:
+    """Believes the tokens it was told of, each for as long as its principal says.
+
+    While ``gate`` is closed, verifying waits: whatever happens meanwhile happens
+    between a credential and its verdict.
+    """
+
+    def __init__(self, clock: ManualClock, hub: Hub) -> None:
+        self.known: dict[str, Principal] = {}
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._clock = clock
+        self._hub = hub
+
+    async def by_token(self, token: str, *, strategy: str, **_: Any) -> Principal:
+        await self.gate.wait()
+        principal = self.known.get(token)
+        if principal is None:
+            raise InvalidTokenError("unknown")
+        if principal.expires_at <= self._clock.now():
+            raise ExpiredTokenError("over")
+        if not await self.still_holds(principal):
+            raise RevokedTokenError("ended")
+        return replace(principal, strategy=strategy)
+
+    async def by_cookie(self, value: str) -> Principal:
+        return await self.by_token(value, strategy="session_cookie")
+
+    async def renew(self, token: str, current: Principal) -> Principal:
+        fresh = await self.by_token(token, strategy=current.strategy)
+        if (fresh.subject, fresh.session) != (current.subject, current.session):
+            raise ChangedSubjectError("another")
+        return fresh
+
+    async def still_holds(self, principal: Principal) -> bool:
+        return not self._hub.revocations.covers(
+            principal.session, principal.subject, principal.authenticated_at
+        )
+
+
+@dataclass
+class Peer:
+    """One client, as an ASGI server would speak for it."""
+
+    clock: ManualClock
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    query: bytes = b""
+    heard: list[dict[str, Any]] = field(default_factory=list)
+    heard_at: list[float] = field(default_factory=list)
+    """When the server handed each over; the network may take longer."""
+    ending: tuple[int, str] | None = None
+    """The close frame, or the refusal before accept."""
+    is_accepted: bool = False
+    has_left: bool = False
+    reads: asyncio.Event = field(default_factory=asyncio.Event)
+    to_server: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
+    task: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.reads.set()
+
+    def handshake(self) -> Handshake:
+        scope = {
+            "type": "websocket",
+            "headers": self.headers,
+            "query_string": self.query,
+            "client": ("192.0.2.1", 1),
+            "subprotocols": [],
+        }
+        return Handshake(scope, self.to_server.get, self._send)
+
+    def say(self, **message: Any) -> None:
+        self.to_server.put_nowait(
+            {"type": "websocket.receive", "text": json.dumps(message)}
+        )
+
+    def leave(self, code: int = 1006) -> None:
+        """Go, with or without a close frame."""
+        self.has_left = True
+        self.to_server.put_nowait({"type": "websocket.disconnect", "code": code})
+
+    def of_type(self, kind: str) -> list[dict[str, Any]]:
+        return [message for message in self.heard if message["type"] == kind]
+
+    async def _send(self, message: Any) -> None:
+        if self.has_left:
+            raise OSError("the peer is gone")
+        kind = message["type"]
+        assert self.ending is None, f"{kind} after the close frame"
+        if kind == "websocket.accept":
+            self.is_accepted = True
+        elif kind == "websocket.close":
+            self.ending = (message["code"], message["reason"])
+            self.to_server.put_nowait({"type": "websocket.disconnect", "code": 1005})
+        else:
+            handed_over = self.clock.now()
+            await self.reads.wait()
+            if self.has_left:
+                raise OSError("the peer is gone")
+            self.heard.append(json.loads(message["text"]))
+            self.heard_at.append(handed_over)
+
+
+class Engine:
+    """A house's live part, with a lobby and a clock that a test moves."""
+
+    def __init__(
+        self,
+        *,
+        limits: ConnectionLimits | None = None,
+        door_limits: DoorLimits | None = None,
+        auth_timeout: float = 5.0,
+        **hub: Any,
+    ) -> None:
+        self.clock = ManualClock()
+        self.revocations: list[float] = []
+        self.hub = Hub(
+            MemoryBroker(),
+            clock=self.clock,
+            on_revoked=self.revocations.append,
+            **hub,
+        )
+        self.authority = Authority(self.clock, self.hub)
+        self.counted: list[tuple[str, str, str]] = []
+        log = SecurityLog(self.clock, lambda *event: self.counted.append(event))
+        self.door = Door(
+            self.hub,
+            cast(HouseAuthority, self.authority),
+            log,
+            clock=self.clock,
+            limits=limits or ConnectionLimits(),
+            door_limits=door_limits or DoorLimits(),
+        )
+        self.rooms = RoomProtocol(self.hub, log)
+        self.peers: list[Peer] = []
+        self._issued = 0
+        name, anyone = "authws", OriginPolicy(frozenset())
+        self.strategies: dict[str, Strategy] = {
+            "query-param": QueryParam(self.authority, anyone, cookie_name=name),
+            "first-message": FirstMessage(
+                self.authority,
+                anyone,
+                cookie_name=name,
+                clock=self.clock,
+                timeout=auth_timeout,
+            ),
+            "session-cookie": _AnyOrigin(self.authority, anyone, cookie_name=name),
+        }
+
+    async def start(self) -> None:
+        await self.hub.start()
+
+    def issue(
+        self,
+        subject: str = "alice",
+        *,
+        session: str = "s1",
+        ttl: float = 900.0,
+        scopes: Sequence[str] = ("join:*", "publish:*"),
+    ) -> str:
+        """Return a token that the authority believes."""
+        self._issued += 1
+        token = f"token{self._issued}"
+        now = self.clock.now()
+        self.authority.known[token] = Principal(
+            subject, frozenset(scopes), now + ttl, session, "", authenticated_at=now
+        )
+        return token
+
+    def knock(self, strategy: str, token: str, style: DoorStyle | None = None) -> Peer:
+        """Open a connection; on first-message the token is not sent yet."""
+        peer = Peer(self.clock)
+        if strategy == "query-param":
+            peer.query = f"token={token}".encode()
+        elif strategy == "session-cookie":
+            peer.headers.append((b"cookie", f"authws={token}".encode()))
+        self.peers.append(peer)
+        work = self._serve(self.strategies[strategy], peer, style or DoorStyle())
+        peer.task = asyncio.get_running_loop().create_task(work)
+        return peer
+
+    async def enter(self, strategy: str = "query-param", token: str = "") -> Peer:
+        """Open a connection, up to ``auth_ok``."""
+        token = token or self.issue()
+        peer = self.knock(strategy, token)
+        if strategy == "first-message":
+            await settle()
+            peer.say(type="auth", token=token)
+        await settle()
+        assert peer.of_type("auth_ok"), (peer.ending, peer.heard)
+        return peer
+
+    async def _serve(self, strategy: Strategy, peer: Peer, style: DoorStyle) -> None:
+        try:
+            opened = self.door.open_connection(strategy, peer.handshake(), style)
+            async with opened as connection:
+                await self.rooms.serve(connection)
+        except NotAdmittedError:
+            return
+
+    async def stop(self) -> None:
+        """End everything; nothing may be left of it."""
+        for peer in self.peers:
+            peer.reads.set()
+            if not peer.has_left:
+                peer.leave()
+        self.authority.gate.set()
+        await self.clock.advance(60.0)
+        await settle()
+        for peer in self.peers:
+            assert peer.task is not None
+            assert peer.task.done(), "a peer has left, and its task goes on"
+            peer.task.result()
+        assert not self.hub.connections
+        assert not self.hub.rooms
+        assert (self.door.present.inside, self.door.strangers.inside) == (0, 0)
+        assert self.clock.waiting == 0, "a timer outlived its connection"
+
+
+class _AnyOrigin(SessionCookie):
+    """Origins are not this test's subject."""
+
+    origin_required = False
