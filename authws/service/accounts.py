@@ -27,7 +27,7 @@ from authws.live.security_log import SecurityLog
 from authws.principal import Principal
 from authws.service.login_throttle import LoginThrottle
 from authws.stores.refresh_tokens import RefreshTokens
-from authws.stores.sessions import SessionKind, Sessions
+from authws.stores.sessions import SessionKind, Sessions, UserChangedError
 from authws.stores.users import (
     InvalidUsernameError,
     User,
@@ -35,7 +35,14 @@ from authws.stores.users import (
     normalize_username,
 )
 
-__all__ = ["Accounts", "BadCredentialsError", "Client", "Lifetimes", "Tokens"]
+__all__ = [
+    "Accounts",
+    "BadCredentialsError",
+    "Client",
+    "Ended",
+    "Lifetimes",
+    "Tokens",
+]
 
 MAX_WAITING = 256
 """Logins from one address that may wait for one another."""
@@ -71,6 +78,15 @@ class Tokens:
     access_token: str
     expires_in: int
     refresh_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How much an administrator ended."""
+
+    sessions: int
+    sockets: int
+    """Of this process; others end theirs when they hear of it."""
 
 
 class Accounts:
@@ -206,9 +222,16 @@ class Accounts:
             wrong = ForbiddenError("the current password is wrong")
             wrong.is_logged = True  # as the failed login that it is
             raise wrong from None
-        others = await self._users.set_password(
-            user.name, new, except_session=principal.session
-        )
+        try:
+            others = await self._users.set_password(
+                user.name,
+                new,
+                except_session=principal.session,
+                as_of=user.updated_at,
+            )
+        except UserChangedError:
+            # another change came first: what was given is not the password any more
+            raise ForbiddenError("the current password was just changed") from None
         for revocation in others:
             self.forget(revocation.kind, revocation.key, revocation.at)
         self._log.write(
@@ -218,14 +241,55 @@ class Accounts:
             sessions_ended=str(len(others)),
         )
 
-    def forget(self, kind: str, key: str, at: float) -> None:
-        """Act on what was revoked at ``at``, here or by another process."""
+    async def disconnect(self, subject: str, by: Principal, client: Client) -> Ended:
+        """End all that a user has opened up to now. Idempotent.
+
+        Raises:
+            UnknownUserError: there is no such user.
+        """
+        sessions, revocation = await self._users.disconnect(subject)
+        sockets = self.forget(revocation.kind, revocation.key, revocation.at)
+        self._log.write(
+            "admin_disconnect",
+            subject=revocation.key,
+            address=client.address,
+            by=by.subject,
+            by_issuer=by.issuer,
+            sessions=str(sessions),
+            sockets=str(sockets),
+        )
+        return Ended(sessions, sockets)
+
+    async def end_any_session(
+        self, session: str, by: Principal, client: Client
+    ) -> bool:
+        """End anybody's session. Idempotent; False if there is no such session."""
+        record = await self._records.get(session)
+        if record is None:
+            return False
+        sockets = await self._revoke(session)
+        self._log.write(
+            "admin_session_ended",
+            subject=record.subject,
+            address=client.address,
+            by=by.subject,
+            by_issuer=by.issuer,
+            session=session[:8],
+            sockets=str(sockets),
+        )
+        return True
+
+    def forget(self, kind: str, key: str, at: float) -> int:
+        """Act on what was revoked at ``at``, here or by another process.
+
+        Returns:
+            how many open connections that ended.
+        """
         if kind == "session":
             self._records.evict(key)
-            self._hub.revoke_session(key, at)
-        else:
-            self._records.evict_subject(key)
-            self._hub.revoke_subject(key, at)
+            return self._hub.revoke_session(key, at)
+        self._records.evict_subject(key)
+        return self._hub.revoke_subject(key, at)
 
     # ---------------------------------------------------------------------- internals
 
@@ -246,7 +310,6 @@ class Accounts:
         if user is None:
             wrong = BadCredentialsError("unknown user or wrong password")
             raise self._refused("login_failed", wrong, client, subject=account)
-        self._log.write("login", subject=user.name, address=client.address)
         return user
 
     @asynccontextmanager
@@ -275,15 +338,23 @@ class Accounts:
         idle_ttl: float,
         client: Client,
     ) -> None:
-        await self._sessions.create(
-            id=session,
-            subject=user.name,
-            kind=kind,
-            idle_ttl=idle_ttl,
-            expires_at=self._clock.now() + self._lifetimes.session_absolute,
-            user_agent=client.user_agent,
-            address=client.address,
-        )
+        try:
+            await self._sessions.create(
+                id=session,
+                subject=user.name,
+                kind=kind,
+                idle_ttl=idle_ttl,
+                expires_at=self._clock.now() + self._lifetimes.session_absolute,
+                user_agent=client.user_agent,
+                address=client.address,
+                user_as_of=user.updated_at,
+            )
+        except UserChangedError as error:
+            late = BadCredentialsError(str(error))
+            raise self._refused(
+                "login_failed", late, client, subject=user.name
+            ) from None
+        self._log.write("login", subject=user.name, address=client.address)
 
     async def _issue(
         self, session: str, subject: str, scopes: frozenset[str]

@@ -21,8 +21,9 @@ from authws.live.rooms import RoomProtocol, echo
 from authws.service.accounts import BadCredentialsError
 from authws.service.gate import Endpoint, Gate
 from authws.service.house import House
-from authws.service.routes import auth, operations, pages
+from authws.service.routes import admin, auth, operations, pages
 from authws.service.settings import Settings
+from authws.stores.users import UnknownUserError
 from authws.strategies.base import Strategy
 from authws.strategies.handshake import Handshake
 
@@ -66,6 +67,7 @@ def create_app(
     )
     app.state.authws = house
     app.include_router(auth.router)
+    app.include_router(admin.router)
     app.include_router(operations.router)
     if settings.docs:
         app.include_router(pages.router)
@@ -114,6 +116,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(BadCredentialsError, _bad_credentials)
     app.add_exception_handler(PasswordError, _password_error)
     app.add_exception_handler(auth.UnknownSessionError, _unknown_session)
+    app.add_exception_handler(UnknownUserError, _unknown_user)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
 
@@ -153,6 +156,10 @@ async def _password_error(_: Request, exc: Exception) -> JSONResponse:
 
 async def _unknown_session(_: Request, __: Exception) -> JSONResponse:
     return _refusal(404, "session_unknown")
+
+
+async def _unknown_user(_: Request, __: Exception) -> JSONResponse:
+    return _refusal(404, "user_unknown")
 
 
 async def _validation_error(_: Request, exc: Exception) -> JSONResponse:

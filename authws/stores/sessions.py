@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authws.clock import Clock
+from authws.exceptions import AuthwsError
 from authws.stores.database import Database
 from authws.stores.schema import (
     ADDRESS_LENGTH,
@@ -41,6 +42,7 @@ __all__ = [
     "SessionKind",
     "SessionRecord",
     "Sessions",
+    "UserChangedError",
     "revoke_sessions",
     "revoke_subject",
 ]
@@ -52,6 +54,13 @@ REVOCATION_SECONDS = 86_400.0
 """How long a subject's revocation is kept at least, its sessions being unknown."""
 SESSION_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{DIGEST_LENGTH}}}")
 """What an id looks like; PostgreSQL would answer other text (NUL) with an error."""
+
+
+class UserChangedError(AuthwsError):
+    """The user is not any more what was verified: changed, disabled, or removed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"user {name!r:.80} was changed in the meantime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,7 @@ class Sessions:
         expires_at: float,
         user_agent: str = "",
         address: str = "",
+        user_as_of: float | None = None,
     ) -> None:
         """Open a session as of now.
 
@@ -113,26 +123,30 @@ class Sessions:
             expires_at: the absolute limit, in seconds since the epoch.
             user_agent: what the peer calls itself; kept cut to 200 characters.
             address: where the peer connects from; kept cut to 64 characters.
+            user_as_of: the ``updated_at`` of the user whose password was verified;
+                None asks nobody.
 
         Raises:
             ValueError: the id is not base64url text.
+            UserChangedError: the user was changed since ``user_as_of``.
             UnavailableError: the database failed, or the id is taken.
         """
         if not _is_id(id):
             raise ValueError("a session id is 1 to 128 characters of base64url")
-        now = self._clock.now()
-        row = {
+        row: dict[str, object] = {
             "id": id,
             "subject": subject,
             "kind": kind,
-            "created_at": now,
-            "last_seen_at": now,
             "idle_ttl": idle_ttl,
             "expires_at": expires_at,
             "user_agent": _printable(user_agent, USER_AGENT_LENGTH),
             "address": _printable(address, ADDRESS_LENGTH),
         }
         async with self._db.begin() as connection:
+            if user_as_of is not None:
+                await _hold_user(connection, subject, user_as_of)
+            # not before: what ended the user's sessions while we waited is older
+            row["created_at"] = row["last_seen_at"] = self._clock.now()
             await connection.execute(insert(sessions).values(row))
 
     async def load(self, id: str) -> SessionRecord | None:
@@ -260,6 +274,26 @@ async def revoke_subject(
     expires_at = max(latest or 0.0, now + REVOCATION_SECONDS)
     await _announce(connection, "subject", subject, now, expires_at)
     return Revocation("subject", subject, now)
+
+
+async def _hold_user(connection: AsyncConnection, name: str, as_of: float) -> None:
+    """Keep a user as it was verified until the caller's transaction is over.
+
+    Verifying a password takes a while, in which it may be changed. Whoever changes
+    the user either was first, and is seen here; or waits for us, and then finds the
+    session to end. SQLite has one writer at a time and needs no lock for it.
+
+    Raises:
+        UserChangedError: it is not so any more.
+    """
+    unchanged = (
+        select(users.c.name)
+        .where(users.c.name == name, users.c.updated_at == as_of)
+        .where(users.c.disabled_at.is_(None))
+        .with_for_update(read=True)
+    )
+    if (await connection.execute(unchanged)).first() is None:
+        raise UserChangedError(name)
 
 
 async def _end(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, delete, select, update
+from sqlalchemy import Row, case, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authws.clock import Clock
@@ -21,7 +21,12 @@ from authws.exceptions import AuthwsError
 from authws.stores.database import Database, insert_once
 from authws.stores.passwords import PasswordHasher
 from authws.stores.schema import NAME_LENGTH, users
-from authws.stores.sessions import Revocation, revoke_sessions, revoke_subject
+from authws.stores.sessions import (
+    Revocation,
+    UserChangedError,
+    revoke_sessions,
+    revoke_subject,
+)
 
 __all__ = [
     "InvalidScopeError",
@@ -34,6 +39,8 @@ __all__ = [
 ]
 
 NAME = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{NAME_LENGTH - 1}}}")
+TICK = 1e-6
+"""Seconds; two times of this century that differ by less may be the same number."""
 SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 """RFC 6749, 3.3: printable ASCII without space, quote and backslash."""
 
@@ -79,6 +86,9 @@ class User:
     disabled: bool
     created_at: float
     """Seconds since the epoch."""
+    updated_at: float
+    """Moves on with every change of the user, whatever the clock says; a better hash
+    of the same password is none."""
 
 
 class Users:
@@ -119,7 +129,7 @@ class Users:
         async with self._db.begin() as connection:
             if not await insert_once(connection, users, row):
                 raise UserExistsError(name)
-        return User(name, granted, disabled=False, created_at=now)
+        return User(name, granted, disabled=False, created_at=now, updated_at=now)
 
     async def get(self, name: str) -> User | None:
         """Return the user of that name, disabled or not, if there is one."""
@@ -153,8 +163,27 @@ class Users:
         """
         name = _known_form(name)
         async with self._db.begin() as connection:
+            await _update(connection, name, self._clock.now(), {"disabled_at": None})
+
+    async def disconnect(self, name: str) -> tuple[int, Revocation]:
+        """End all that the user has opened up to now; the user may log in again.
+
+        Returns:
+            how many sessions that were, and what to push to those who hold the user's
+            connections.
+
+        Raises:
+            UnknownUserError: there is no such user.
+        """
+        name = _known_form(name)
+        async with self._db.begin() as connection:
+            # a login that is under way has opened its session before, or will after
+            held = select(users.c.name).where(users.c.name == name).with_for_update()
+            if (await connection.execute(held)).first() is None:
+                raise UnknownUserError(name)
             now = self._clock.now()
-            await _update(connection, name, {"disabled_at": None, "updated_at": now})
+            ended = await revoke_sessions(connection, name, now)
+            return len(ended), await revoke_subject(connection, name, now)
 
     async def remove(self, name: str) -> Sequence[Revocation]:
         """Forget the user, and end all that the user has opened.
@@ -174,7 +203,12 @@ class Users:
             return [await revoke_subject(connection, name, self._clock.now())]
 
     async def set_password(
-        self, name: str, password: str, *, except_session: str | None = None
+        self,
+        name: str,
+        password: str,
+        *,
+        except_session: str | None = None,
+        as_of: float | None = None,
     ) -> Sequence[Revocation]:
         """Set a new password, and end all that was opened with the old one.
 
@@ -184,6 +218,8 @@ class Users:
             except_session: the id of the session in which the user is changing it.
                 Then the others are ended one by one. Without it all are, and what is
                 just being opened too.
+            as_of: the ``updated_at`` of the user whose old password was verified;
+                None asks for none.
 
         Returns:
             what to push to those who hold the user's connections.
@@ -191,13 +227,17 @@ class Users:
         Raises:
             UnknownUserError: there is no such user.
             PasswordError: the password may not be set.
+            UserChangedError: the user was changed since ``as_of``.
         """
         user = await self.get(name)
         if user is None:
             raise UnknownUserError(name)
         password_hash = await self._new_hash(user.name, password, user.scopes)
         return await self._change(
-            name, except_session=except_session, password_hash=password_hash
+            name,
+            except_session=except_session,
+            as_of=as_of,
+            password_hash=password_hash,
         )
 
     async def authenticate(self, name: str, password: str) -> User | None:
@@ -244,12 +284,19 @@ class Users:
             )
 
     async def _change(
-        self, name: str, *, except_session: str | None = None, **values: object
+        self,
+        name: str,
+        *,
+        except_session: str | None = None,
+        as_of: float | None = None,
+        **values: object,
     ) -> Sequence[Revocation]:
         name = _known_form(name)
         async with self._db.begin() as connection:
+            await _update(connection, name, self._clock.now(), values, as_of)
+            # only now that the row is ours: a session opened while we waited for it
+            # is to be ended as well
             now = self._clock.now()
-            await _update(connection, name, {**values, "updated_at": now})
             if except_session is None:
                 return [await revoke_subject(connection, name, now)]
             ended = await revoke_sessions(connection, name, now, except_session)
@@ -281,12 +328,23 @@ def _known_form(name: str) -> str:
 
 
 async def _update(
-    connection: AsyncConnection, name: str, values: dict[str, object]
+    connection: AsyncConnection,
+    name: str,
+    now: float,
+    values: dict[str, object],
+    as_of: float | None = None,
 ) -> None:
-    statement = update(users).where(users.c.name == name).values(values)
-    changed = await connection.execute(statement.returning(users.c.name))
+    statement = update(users).where(users.c.name == name)
+    if as_of is not None:
+        statement = statement.where(users.c.updated_at == as_of)
+    # `updated_at` is what others know a change by: a clock that was put back, or two
+    # changes in one tick, must not bring an old value again
+    moved_on = case((users.c.updated_at < now, now), else_=users.c.updated_at + TICK)
+    changed = await connection.execute(
+        statement.values({**values, "updated_at": moved_on}).returning(users.c.name)
+    )
     if changed.first() is None:
-        raise UnknownUserError(name)
+        raise UnknownUserError(name) if as_of is None else UserChangedError(name)
 
 
 def _user(row: Row[Any]) -> User:
@@ -295,4 +353,5 @@ def _user(row: Row[Any]) -> User:
         scopes=frozenset(row.scopes.split()),
         disabled=row.disabled_at is not None,
         created_at=row.created_at,
+        updated_at=row.updated_at,
     )

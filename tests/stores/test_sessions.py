@@ -6,18 +6,25 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text, update
 
 from authws.exceptions import UnavailableError
 from authws.stores import schema
 from authws.stores import sessions as sessions_module
-from authws.stores.database import Database
+from authws.stores.database import Database, migrate
+from authws.stores.passwords import PasswordHasher
 from authws.stores.refresh_tokens import RefreshTokens
-from authws.stores.sessions import Revocation, SessionRecord, Sessions
-from authws.stores.users import Users
-from tests.stores.support import NOW, FakeClock
+from authws.stores.sessions import (
+    Revocation,
+    SessionRecord,
+    Sessions,
+    UserChangedError,
+)
+from authws.stores.users import User, Users
+from tests.stores.support import NOW, FakeClock, Postgres
 
 PASSWORD = "a plain short sentence"
+OTHER = "another plain sentence"
 
 
 async def create(sessions: Sessions, id: str = "one", **changes: Any) -> None:
@@ -81,6 +88,134 @@ async def test_taken_id_is_refused(sessions: Sessions) -> None:
     with pytest.raises(UnavailableError):
         await create(sessions, subject="mallory")
     assert await live(sessions) == {"one"}
+
+
+CHANGES = {
+    "password": ("set_password",),
+    "disabled": ("disable",),
+    "disabled and enabled": ("disable", "enable"),
+    "removed": ("remove",),
+    "removed and added": ("remove", "add"),
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+async def test_session_of_a_user_who_was_changed_in_the_meantime_is_not_opened(
+    users: Users, sessions: Sessions, clock: FakeClock, changes: tuple[str, ...]
+) -> None:
+    await users.add("alice", PASSWORD)
+    verified = await users.authenticate("alice", PASSWORD)
+    assert verified is not None
+    for change in changes:
+        clock.advance(1)
+        new = [OTHER] if change in ("set_password", "add") else []
+        await getattr(users, change)("alice", *new)
+    with pytest.raises(UserChangedError):
+        await create(sessions, user_as_of=verified.updated_at)
+    assert await sessions.load("one") is None
+    # who knows what holds now comes in
+    if (now := await users.authenticate("alice", PASSWORD)) is None:
+        now = await users.authenticate("alice", OTHER)
+    assert (now is None) is (changes[-1] in ("disable", "remove"))
+    if now is not None:
+        clock.advance(1)
+        await create(sessions, user_as_of=now.updated_at)
+        assert await live(sessions) == {"one"}
+
+
+async def test_session_of_an_unchanged_user_is_opened(
+    users: Users, sessions: Sessions, db: Database
+) -> None:
+    verified = await users.add("alice", PASSWORD)
+    other_device = await users.authenticate("alice", PASSWORD)
+    assert other_device is not None
+    await create(sessions, user_as_of=verified.updated_at)
+    # a better hash of the same password, stored by another login, is no change
+    async with db.begin() as connection:
+        better = update(schema.users).values(password_hash="better")
+        await connection.execute(better)
+    await create(sessions, "two", user_as_of=other_device.updated_at)
+    assert await live(sessions) == {"one", "two"}
+
+
+async def test_of_logins_that_race_with_a_change_none_survives_it(
+    url: str, users: Users, sessions: Sessions, clock: FakeClock
+) -> None:
+    """As many engines as there are processes; each login verified the old password."""
+    engines = [Database(url) for _ in range(4)]
+    doors = [Sessions(engine, clock) for engine in engines]
+    opened = refused = 0
+    for turn in range(10):
+        name = f"alice-{turn}"
+        verified = await users.add(name, PASSWORD)
+        clock.advance(1)
+
+        async def log_in(number: int, user: User = verified) -> None:
+            for _ in range(number % 10):  # some before the change, some after
+                await asyncio.sleep(0)
+            await create(
+                doors[number % 4],
+                f"{user.name}-{number}",
+                subject=user.name,
+                user_as_of=user.updated_at,
+            )
+
+        ended, *logins = await asyncio.gather(
+            users.disable(name),
+            *(log_in(number) for number in range(20)),
+            return_exceptions=True,
+        )
+        assert isinstance(ended, list)
+        assert {type(login) for login in logins} <= {type(None), UserChangedError}
+        opened += logins.count(None)
+        refused += len(logins) - logins.count(None)
+        assert await live(sessions, name) == set()
+        for number, login in enumerate(logins):
+            record = await sessions.load(f"{name}-{number}")
+            assert (record is None) is (login is not None)
+            assert record is None or record.revoked_at is not None
+    for engine in engines:
+        await engine.dispose()
+    assert opened
+    assert refused
+
+
+async def test_change_waits_for_a_login_that_holds_the_user_and_ends_it(
+    postgres: Postgres, hasher: PasswordHasher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where writers do not queue, the row's lock decides who was first."""
+    clock = FakeClock()
+    hold = sessions_module._hold_user
+    changing: asyncio.Task[Any] | None = None
+    async with postgres.fresh_database() as url:
+        migrate(url)
+        login, operator = Database(url), Database(url)
+        users = Users(operator, hasher, clock)
+        verified = await users.add("alice", PASSWORD)
+
+        async def someone_waits() -> bool:
+            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            async with login.connect() as connection:
+                return bool(await connection.scalar(waiting))
+
+        async def hold_on(*arguments: Any) -> None:
+            nonlocal changing
+            await hold(*arguments)
+            changing = asyncio.create_task(users.disable("alice"))
+            async with asyncio.timeout(10):
+                while not (changing.done() or await someone_waits()):  # noqa: ASYNC110 - no event
+                    await asyncio.sleep(0.01)
+
+        monkeypatch.setattr(sessions_module, "_hold_user", hold_on)
+        doors = Sessions(login, clock)
+        await create(doors, user_as_of=verified.updated_at)
+        assert changing is not None
+        await changing
+        record = await doors.load("one")
+        for database in (login, operator):
+            await database.dispose()
+    assert record is not None
+    assert record.revoked_at is not None
 
 
 async def test_what_a_peer_says_of_itself_is_cut_and_cleaned(

@@ -16,7 +16,7 @@ from authws.exceptions import UnavailableError
 from authws.stores import schema
 from authws.stores.database import Database
 from authws.stores.passwords import PasswordHasher
-from authws.stores.sessions import Revocation, Sessions
+from authws.stores.sessions import Revocation, Sessions, UserChangedError
 from authws.stores.users import (
     InvalidScopeError,
     InvalidUsernameError,
@@ -67,7 +67,8 @@ def weak_hash(password: str) -> str:
 
 async def test_user_who_was_added_can_log_in(users: Users) -> None:
     added = await users.add("alice", PASSWORD, ["publish:lobby", "join:*"])
-    assert added == User("alice", frozenset({"join:*", "publish:lobby"}), False, NOW)
+    scopes = frozenset({"join:*", "publish:lobby"})
+    assert added == User("alice", scopes, False, NOW, NOW)
     assert await users.authenticate("alice", PASSWORD) == added
     assert await users.get("alice") == added
 
@@ -218,17 +219,20 @@ async def test_change_that_cannot_end_the_sessions_does_not_happen(
     for change in (
         users.disable("alice"),
         users.remove("alice"),
+        users.disconnect("alice"),
         users.set_password("alice", OTHER),
     ):
         with pytest.raises(UnavailableError):
             await change
     assert await users.authenticate("alice", PASSWORD) is not None
+    assert [record.id for record in await sessions.list_for("alice")] == ["one"]
 
 
 async def test_changing_nobody_is_an_error(users: Users) -> None:
     for change in (
         users.disable("alice"),
         users.enable("alice"),
+        users.disconnect("alice"),
         users.remove("alice"),
         users.set_password("alice", PASSWORD),
     ):
@@ -275,6 +279,80 @@ async def test_renewed_hash_never_undoes_a_new_password(
     assert await users.authenticate("alice", PASSWORD) is None
     assert await users.authenticate("alice", OTHER) is not None
     hasher.close()
+
+
+async def as_of(users: Users) -> float:
+    user = await users.get("alice")
+    assert user is not None
+    return user.updated_at
+
+
+async def test_every_change_moves_a_user_on_and_a_better_hash_does_not(
+    users: Users, db: Database, clock: FakeClock
+) -> None:
+    await users.add("alice", PASSWORD)
+    seen = [await as_of(users)]
+    await store_hash(db, "alice", old := weak_hash(PASSWORD))
+    assert await users.authenticate("alice", PASSWORD) is not None
+    assert await stored_hash(db, "alice") != old
+    assert await as_of(users) == seen[0]
+    # by a clock that stands still, and one that was put back, as by any other
+    await users.set_password("alice", OTHER)
+    seen.append(await as_of(users))
+    await users.disable("alice")
+    seen.append(await as_of(users))
+    clock.advance(-3600)
+    await users.enable("alice")
+    seen.append(await as_of(users))
+    await users.set_password("alice", OTHER, except_session="one")
+    seen.append(await as_of(users))
+    assert seen == sorted(set(seen))
+
+
+async def test_password_is_changed_only_by_who_knows_the_present_one(
+    users: Users,
+) -> None:
+    await users.add("alice", PASSWORD)
+    verified = await users.authenticate("alice", PASSWORD)
+    assert verified is not None
+    then = verified.updated_at
+    both = await asyncio.gather(
+        *(users.set_password("alice", f"{OTHER} {n}", as_of=then) for n in (1, 2)),
+        return_exceptions=True,
+    )
+    assert sorted(type(one).__name__ for one in both) == ["UserChangedError", "list"]
+    with pytest.raises(UserChangedError):
+        await users.set_password("alice", OTHER, as_of=then)
+    assert await users.authenticate("alice", OTHER) is None
+    winner = next(n for n, one in enumerate(both, 1) if isinstance(one, list))
+    assert await users.authenticate("alice", f"{OTHER} {winner}") is not None
+
+
+async def test_disconnected_user_loses_what_is_open_and_may_come_back(
+    users: Users, sessions: Sessions, clock: FakeClock
+) -> None:
+    for name in ("alice", "bob"):
+        await users.add(name, PASSWORD)
+    await open_sessions(sessions, "alice", "one", "two")
+    await open_sessions(sessions, "bob", "foreign")
+    clock.advance(1)
+    assert await users.disconnect(" ALICE ") == (
+        2,
+        Revocation("subject", "alice", NOW + 1),
+    )
+    assert await sessions.list_for("alice") == []
+    assert [record.id for record in await sessions.list_for("bob")] == ["foreign"]
+    announced = [(r.kind, r.key) for r in await sessions.revocations_since(NOW)]
+    assert sorted(announced) == [
+        ("session", "one"),
+        ("session", "two"),
+        ("subject", "alice"),
+    ]
+    assert (await users.disconnect("alice"))[0] == 0
+    assert await users.authenticate("alice", PASSWORD) is not None
+    clock.advance(1)
+    await open_sessions(sessions, "alice", "three")
+    assert [record.id for record in await sessions.list_for("alice")] == ["three"]
 
 
 async def test_damaged_hash_is_no_login(users: Users, db: Database) -> None:

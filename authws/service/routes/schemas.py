@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 __all__ = [
     "CREDENTIAL_SLUGS",
+    "ConnectionItem",
+    "ConnectionList",
+    "Disconnected",
     "Health",
     "InvalidRequest",
     "KeySet",
@@ -58,6 +61,7 @@ _STATUS = {
     "forbidden": 403,
     "origin_forbidden": 403,
     "session_unknown": 404,
+    "user_unknown": 404,
     "body_too_large": 413,
     "json_expected": 415,
     "rate_limited": 429,
@@ -224,6 +228,67 @@ class SessionItem(BaseModel):
     user_agent: str
     address: str
     current: bool
+
+
+CONNECTION = {
+    "id": "Zs3vK0mTqW1x",
+    "subject": "demo",
+    "issuer": None,
+    "strategy": "session_cookie",
+    "address": "127.0.0.1",
+    "session": "mPvJ…",
+    "connected_at": 1789996400.0,
+    "expires_at": 1789998200.0,
+    "rooms": ["lobby"],
+    "dropped": 0,
+}
+
+
+class ConnectionItem(BaseModel):
+    """An open WebSocket."""
+
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,  # they are for the reader of OpenAPI, too
+        json_schema_extra={"examples": [CONNECTION]},
+    )
+    id: str
+    """As in its ``auth_ok`` and in the security log."""
+    subject: str
+    issuer: str | None
+    """Who vouches for the subject; null for this service itself."""
+    strategy: str
+    address: str
+    session: str | None
+    """The session's public id; null where a foreign issuer names none."""
+    connected_at: float
+    expires_at: float
+    rooms: list[str]
+    dropped: int
+    """Messages of its rooms that it missed for being slow."""
+
+
+class ConnectionList(BaseModel):
+    """Open WebSockets, the newest first."""
+
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"total": 1, "connections": [CONNECTION]}]},
+    )
+    total: int
+    """How many there are, listed here or not."""
+    connections: list[ConnectionItem]
+
+
+class Disconnected(BaseModel):
+    """How much was ended."""
+
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"sessions": 2, "sockets": 3}]},
+    )
+    sessions: int
+    sockets: int
+    """Of the process that answers; others end theirs when they hear of it."""
 
 
 class Health(BaseModel):

@@ -1,0 +1,124 @@
+"""``/admin``: who is connected, and ending it. For the scope ``admin`` alone.
+
+An administrator sees the ids of sessions, which are public digests, and never a
+credential; what is changed here is in the security log with the name of who did it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response, status
+
+from authws.live.connection import Connection
+from authws.service.routes.auth import UnknownSessionError
+from authws.service.routes.identity import (
+    AdminDependency,
+    ClientDependency,
+    HouseDependency,
+)
+from authws.service.routes.schemas import (
+    CREDENTIAL_SLUGS,
+    ConnectionItem,
+    ConnectionList,
+    Disconnected,
+    refusals,
+)
+
+__all__ = ["router"]
+
+MAX_LISTED = 1000
+
+router = APIRouter(prefix="/admin", tags=["admin"])
+
+
+@router.get(
+    "/connections",
+    response_model=ConnectionList,
+    responses=refusals(
+        *CREDENTIAL_SLUGS, "forbidden", "request_invalid", "unavailable"
+    ),
+)
+async def connections(
+    _: AdminDependency,
+    house: HouseDependency,
+    subject: Annotated[
+        str | None, Query(max_length=256, description="Only this subject's")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100,
+) -> ConnectionList:
+    """The open WebSockets of this process, the newest first."""
+    found = [
+        connection
+        for connection in reversed(house.hub.connections.values())
+        if connection.is_open and subject in (None, connection.principal.subject)
+    ]
+    return ConnectionList(
+        total=len(found), connections=[_item(one) for one in found[:limit]]
+    )
+
+
+@router.post(
+    "/users/{subject}/disconnect",
+    response_model=Disconnected,
+    responses=refusals(
+        *CREDENTIAL_SLUGS,
+        "forbidden",
+        "origin_forbidden",
+        "user_unknown",
+        "request_invalid",
+        "unavailable",
+    ),
+)
+async def disconnect(
+    subject: str,
+    admin: AdminDependency,
+    house: HouseDependency,
+    client: ClientDependency,
+) -> Disconnected:
+    """End all that a user has opened up to now: sessions, tokens, tickets, sockets.
+
+    The user may log in again; `authws user disable` keeps somebody out.
+    """
+    ended = await house.accounts.disconnect(subject, admin, client)
+    return Disconnected(sessions=ended.sessions, sockets=ended.sockets)
+
+
+@router.delete(
+    "/sessions/{session_id}",
+    status_code=204,
+    responses=refusals(
+        *CREDENTIAL_SLUGS,
+        "forbidden",
+        "origin_forbidden",
+        "session_unknown",
+        "request_invalid",
+        "unavailable",
+    ),
+)
+async def end_session(
+    session_id: str,
+    admin: AdminDependency,
+    house: HouseDependency,
+    client: ClientDependency,
+) -> Response:
+    """End anybody's session: its tokens, its tickets, its sockets."""
+    if not await house.accounts.end_any_session(session_id, admin, client):
+        raise UnknownSessionError
+    return Response(status_code=status.HTTP_204_NO_CONTENT)
+
+
+def _item(connection: Connection) -> ConnectionItem:
+    principal = connection.principal
+    return ConnectionItem(
+        id=connection.id,
+        subject=principal.subject,
+        issuer=principal.issuer or None,
+        strategy=principal.strategy,
+        address=connection.address,
+        session=principal.session or None,
+        connected_at=connection.opened_at,
+        expires_at=principal.expires_at,
+        rooms=sorted(connection.rooms),
+        dropped=connection.dropped,
+    )
