@@ -41,14 +41,16 @@ __all__ = ["Authority", "Engine", "Peer"]
 class Authority:
     """Believes the tokens it was told of, each for as long as its principal says.
 
-    While ``gate`` is closed, verifying waits: whatever happens meanwhile happens
-    between a credential and its verdict.
+    While ``gate`` is closed, a credential waits for its verdict; while ``way_back``
+    is, a verdict waits for whoever asked: what happens meanwhile happens between.
     """
 
     def __init__(self, clock: ManualClock, hub: Hub) -> None:
         self.known: dict[str, Principal] = {}
         self.gate = asyncio.Event()
         self.gate.set()
+        self.way_back = asyncio.Event()
+        self.way_back.set()
         self._clock = clock
         self._hub = hub
 
@@ -61,6 +63,7 @@ class Authority:
             raise ExpiredTokenError("over")
         if not await self.still_holds(principal):
             raise RevokedTokenError("ended")
+        await self.way_back.wait()
         return replace(principal, strategy=strategy)
 
     async def by_cookie(self, value: str) -> Principal:
@@ -95,6 +98,10 @@ class Peer:
     reads: asyncio.Event = field(default_factory=asyncio.Event)
     to_server: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
     task: asyncio.Task[None] | None = None
+    is_sending: bool = False
+    """Something was handed over that it has not heard yet."""
+    sealed: int | None = None
+    """How much it had heard when its right to hear more was taken."""
 
     def __post_init__(self) -> None:
         self.reads.set()
@@ -134,7 +141,11 @@ class Peer:
             self.to_server.put_nowait({"type": "websocket.disconnect", "code": 1005})
         else:
             handed_over = self.clock.now()
-            await self.reads.wait()
+            self.is_sending = True
+            try:
+                await self.reads.wait()
+            finally:
+                self.is_sending = False
             if self.has_left:
                 raise OSError("the peer is gone")
             self.heard.append(json.loads(message["text"]))
@@ -245,6 +256,7 @@ class Engine:
             if not peer.has_left:
                 peer.leave()
         self.authority.gate.set()
+        self.authority.way_back.set()
         await self.clock.advance(60.0)
         await settle()
         for peer in self.peers:

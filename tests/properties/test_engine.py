@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
@@ -30,6 +30,7 @@ from hypothesis.stateful import (
 
 from authws.close_codes import BY_SLUG
 from authws.live.connection import Connection, ConnectionLimits
+from authws.principal import Principal
 from tests.engine import Engine
 from tests.manual_clock import settle
 
@@ -80,8 +81,8 @@ ACTIONS = st.one_of(
     action("revoke_session", session=session),
     action("revoke_subject", subject=st.sampled_from(["alice", "bob"])),
     action("use_session", session=session, seconds=st.sampled_from([10.0, 9000.0])),
-    action("hold_verdicts"),
-    action("give_verdicts"),
+    action("hold", what=st.sampled_from(["gate", "way_back"])),
+    action("release"),
     action("set_the_wall_clock", seconds=st.sampled_from([-3600.0, 3600.0])),
 )
 
@@ -167,6 +168,7 @@ class Lives(RuleBasedStateMachine):
         (one.reads.clear if one.reads.is_set() else one.reads.set)()
 
     def revoke_session(self, session: str) -> None:
+        self._seal(lambda principal: principal.session == session)
         self.engine.hub.revoke_session(session, self.engine.clock.now())
         self.revoked.add(session)
 
@@ -175,6 +177,7 @@ class Lives(RuleBasedStateMachine):
         known = self.engine.authority.known.values()
         opened = [one.authenticated_at for one in known if one.subject == subject]
         at = max([self.engine.clock.now(), *opened])
+        self._seal(lambda principal: principal.subject == subject)
         self.engine.hub.revoke_subject(subject, at)
         of_subject = self.engine.hub.of_subject(subject)
         assert not [connection for connection in of_subject if connection.is_open]
@@ -183,11 +186,12 @@ class Lives(RuleBasedStateMachine):
         until = self.engine.clock.now() + seconds
         self.engine.hub.extend_session(session, until)
 
-    def hold_verdicts(self) -> None:
-        self.engine.authority.gate.clear()
+    def hold(self, what: str) -> None:
+        getattr(self.engine.authority, what).clear()
 
-    def give_verdicts(self) -> None:
+    def release(self) -> None:
         self.engine.authority.gate.set()
+        self.engine.authority.way_back.set()
 
     def set_the_wall_clock(self, seconds: float) -> None:
         self.engine.clock.wall_offset += seconds
@@ -241,6 +245,13 @@ class Lives(RuleBasedStateMachine):
                     assert at < until, "delivered past the deadline"
 
     @invariant()
+    def revoked_peers_hear_no_more_of_a_room(self) -> None:
+        for peer in self.engine.peers:
+            if peer.sealed is not None:
+                later = [message["type"] for message in peer.heard[peer.sealed :]]
+                assert not OF_A_ROOM & set(later)
+
+    @invariant()
     def endings_are_of_the_table(self) -> None:
         for peer in self.engine.peers:
             if peer.ending is not None and peer.ending != (1000, ""):
@@ -261,6 +272,14 @@ class Lives(RuleBasedStateMachine):
     def _issue(self, session: str, ttl: float, scopes: Any) -> str:
         subject = SESSIONS[session]
         return self.engine.issue(subject, session=session, ttl=ttl, scopes=scopes)
+
+    def _seal(self, is_revoked: Callable[[Principal], bool]) -> None:
+        """Note what those have heard so far whose right to hear more is taken."""
+        revoked = {c.id for c in self._open() if is_revoked(c.principal)}
+        for peer in self.engine.peers:
+            own = {message["connection"] for message in peer.of_type("auth_ok")}
+            if own & revoked and not peer.is_sending:
+                peer.sealed = len(peer.heard)
 
     def _of(self, number: int, several: list[T]) -> T:
         return several[number % len(several)]
