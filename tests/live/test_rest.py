@@ -1,15 +1,11 @@
-"""Every HTTP call of the contract: statuses, bodies, headers, and what they end.
-
-``Api`` holds each answer against the service's own OpenAPI document, so that a status
-which is not documented fails the test that met it.
-"""
+"""Every HTTP call of the contract: statuses, bodies, headers, and what they end."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from http.cookies import Morsel, SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from tests.grants import ending, enter, grant, hear, present, say
+from tests.live.calls import bearer, calling, refused
 from tests.running import PASSWORD, STRATEGIES, Service, running
 
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
@@ -42,60 +39,6 @@ async def api(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     """A client without credentials; it keeps no cookie."""
     async with calling(service) as http:
         yield http
-
-
-@asynccontextmanager
-async def calling(service: Service, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
-    document = service.app.openapi()
-
-    async def check(response: httpx.Response) -> None:
-        await response.aread()
-        assert_documented(document, response)
-
-    async with service.http(event_hooks={"response": [check]}, **options) as http:
-        yield http
-
-
-def assert_documented(document: dict[str, Any], response: httpx.Response) -> None:
-    """Hold an answer against OpenAPI: its status, and the members of its body."""
-    if response.status_code == 400:
-        return  # of the gate, before any route
-    described = [
-        methods
-        for path, methods in document["paths"].items()
-        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", path), response.url.path)
-    ]
-    if not described:
-        return  # a page, or nothing of ours
-    operation = described[0].get(response.request.method.lower())
-    if operation is None:
-        assert response.status_code == 405
-        return
-    answers = operation["responses"]
-    assert str(response.status_code) in answers, (response, list(answers))
-    content = answers[str(response.status_code)].get("content")
-    if content is None:
-        assert response.content == b""
-        return
-    schema = content["application/json"]["schema"]
-    body = response.json()
-    if schema.get("type") == "array":
-        schema = schema["items"]
-        body = body[0] if body else {}
-    shape = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-    assert body.keys() <= shape["properties"].keys()
-    assert body.keys() >= set(shape.get("required", [])) or body == {}
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {token}"}
-
-
-def refused(answer: httpx.Response) -> tuple[int, Any]:
-    """Status and slug of a refusal, of the shape that all have."""
-    body = answer.json()
-    assert body.keys() == {"detail"}, body
-    return answer.status_code, body["detail"]
 
 
 # ---------------------------------------------------------------------------- login
@@ -442,6 +385,8 @@ async def test_what_changes_something_by_cookie_needs_an_allowed_origin(
         ("DELETE", f"/auth/sessions/{one.session}", None),
         ("POST", "/auth/ticket", None),
         ("POST", "/auth/password", {"new_password": NEW_PASSWORD}),
+        ("POST", "/admin/users/alice/disconnect", None),
+        ("DELETE", f"/admin/sessions/{one.session}", None),
     ]
     spoiled = [
         {},
@@ -506,6 +451,9 @@ PROTECTED = [
     ("GET", "/auth/sessions"),
     ("DELETE", "/auth/sessions/abc"),
     ("POST", "/auth/password"),
+    ("GET", "/admin/connections"),
+    ("POST", "/admin/users/alice/disconnect"),
+    ("DELETE", "/admin/sessions/abc"),
 ]
 
 
@@ -889,6 +837,9 @@ CONTRACT = {
     ("get", "/auth/sessions"),
     ("delete", "/auth/sessions/{session_id}"),
     ("post", "/auth/password"),
+    ("get", "/admin/connections"),
+    ("post", "/admin/users/{subject}/disconnect"),
+    ("delete", "/admin/sessions/{session_id}"),
     ("get", "/.well-known/jwks.json"),
     ("get", "/healthz"),
     ("get", "/readyz"),
@@ -928,9 +879,13 @@ async def test_openapi_has_the_bearer_scheme_where_it_applies(
     (name, scheme), *_ = document["components"]["securitySchemes"].items()
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     assert scheme["description"]
-    protected = {(method.lower(), path) for method, path in PROTECTED}
-    protected.discard(("delete", "/auth/sessions/abc"))
-    protected.add(("delete", "/auth/sessions/{session_id}"))
+    protected = {
+        (
+            method.lower(),
+            path.replace("/abc", "/{session_id}").replace("/alice/", "/{subject}/"),
+        )
+        for method, path in PROTECTED
+    }
     for method, path, operation in operations(document):
         with of(method, path):
             wanted: Any = [{name: []}] if (method, path) in protected else None

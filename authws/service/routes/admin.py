@@ -113,10 +113,10 @@ def _item(connection: Connection) -> ConnectionItem:
     return ConnectionItem(
         id=connection.id,
         subject=principal.subject,
-        issuer=principal.issuer or None,
+        issuer=principal.issuer,
         strategy=principal.strategy,
         address=connection.address,
-        session=principal.session or None,
+        session=principal.session,
         connected_at=connection.opened_at,
         expires_at=principal.expires_at,
         rooms=sorted(connection.rooms),

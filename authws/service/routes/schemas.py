@@ -233,7 +233,7 @@ class SessionItem(BaseModel):
 CONNECTION = {
     "id": "Zs3vK0mTqW1x",
     "subject": "demo",
-    "issuer": None,
+    "issuer": "",
     "strategy": "session_cookie",
     "address": "127.0.0.1",
     "session": "mPvJ…",
@@ -254,12 +254,12 @@ class ConnectionItem(BaseModel):
     id: str
     """As in its ``auth_ok`` and in the security log."""
     subject: str
-    issuer: str | None
-    """Who vouches for the subject; null for this service itself."""
+    issuer: str
+    """Who vouches for the subject; empty for this service itself."""
     strategy: str
     address: str
-    session: str | None
-    """The session's public id; null where a foreign issuer names none."""
+    session: str
+    """The session's public id; empty where a foreign issuer names none."""
     connected_at: float
     expires_at: float
     rooms: list[str]
