@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
-__all__ = ["Headcount", "KeyedBuckets", "Limit", "TokenBucket"]
+__all__ = ["Headcount", "KeyedBuckets", "Limit", "TokenBucket", "wire_size"]
 
 
 class Limit(StrEnum):
@@ -120,3 +120,10 @@ class Headcount:
             self._by_key[key] -= 1
             if not self._by_key[key]:
                 del self._by_key[key]
+
+
+def wire_size(message: str | bytes) -> int:
+    """Return a message's length on the wire, where text is UTF-8 (RFC 6455, 5.6)."""
+    if isinstance(message, bytes) or message.isascii():
+        return len(message)
+    return len(message.encode("utf-8", "surrogatepass"))

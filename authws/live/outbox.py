@@ -13,23 +13,35 @@ from collections.abc import Callable
 from typing import Literal
 
 from authws.decisions import messages
+from authws.decisions.limits import wire_size
 
 __all__ = ["Outbox", "OutboxPolicy"]
 
 OutboxPolicy = Literal["close", "drop_oldest", "drop_newest"]
 
+_Waiting = tuple[int, str | bytes, int, int]
+"""A message's place in the order, itself, its size, and how many were dropped right
+before it. One stands in an outbox for every delivery: a bare tuple costs least."""
+
 
 class Outbox:
-    """A queue that ends, or drops, rather than grows. A limit of 0 is off."""
+    """A queue that ends, or drops, rather than grows. A limit of 0 is off.
+
+    What may be dropped has a lane of its own, so that finding it costs no more behind
+    a thousand answers that may not.
+    """
 
     __slots__ = (
+        "_answers",
         "_bytes",
+        "_count",
+        "_droppable",
         "_has_room",
         "_max_bytes",
         "_max_messages",
         "_missed",
         "_notice",
-        "_queue",
+        "_place",
         "dropped",
         "policy",
     )
@@ -48,11 +60,24 @@ class Outbox:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._notice = notice
-        self._missed = 0  # dropped, and not told yet
-        self._queue: deque[tuple[str | bytes, bool]] = deque()
-        self._bytes = 0
+        self._missed = 0
+        """How many were dropped, and not told, where the policy drops: before all
+        that waits, or after it."""
+        self._answers: deque[_Waiting] = deque()
+        self._droppable: deque[_Waiting] | None = None  # most never need it
+        self._place = 0
+        self._count = self._bytes = 0
         self._has_room = asyncio.Event()
         self._has_room.set()
+
+    def __len__(self) -> int:
+        """How many messages wait."""
+        return self._count
+
+    @property
+    def size(self) -> int:
+        """How many bytes wait, as they will stand on the wire."""
+        return self._bytes
 
     @property
     def has_room(self) -> bool:
@@ -64,32 +89,50 @@ class Outbox:
 
         A ``droppable`` one is taken by the policies that drop, whatever becomes of it.
         """
-        if droppable and self.policy == "drop_newest" and not self._takes_more(payload):
-            self._count_missed()
-            return True
-        while not self._fits(len(payload)):
-            if self.policy == "close" or not self._drop_one():
-                return droppable and self._drop_itself()
-        if self._missed and self.policy == "drop_newest":
-            self._append(self._tell_missed(), droppable=False)
-        self._append(payload, droppable=droppable)
+        size = wire_size(payload)
+        lane, missed = self._answers, 0
+        if droppable and self.policy != "close":
+            if not self._make_room_for_droppable(size):
+                self._count_missed()
+                return True
+            if self._droppable is None:
+                self._droppable = deque()
+            lane = self._droppable
+            if self.policy == "drop_newest":  # what was dropped stood here
+                missed, self._missed = self._missed, 0
+        elif not (self._fits(size) or self._make_room(size)):
+            return False
+        lane.append((self._place, payload, size, missed))
+        self._place += 1
+        self._count += 1
+        self._bytes += size
+        if self._is_above(2):
+            self._has_room.clear()
         return True
 
     def take(self) -> str | bytes | None:
         """Remove and return the oldest message; None if there is none."""
-        if self._missed and (self.policy == "drop_oldest" or not self._queue):
-            return self._tell_missed()  # where the gap is
-        if not self._queue:
+        lane = self._answers
+        if self._droppable and not (lane and lane[0][0] < self._droppable[0][0]):
+            lane = self._droppable
+        if self._missed and (not lane or self.policy == "drop_oldest"):
+            missed, self._missed = self._missed, 0
+            return self._notice(missed)
+        if not lane:
             return None
-        payload, _ = self._queue.popleft()
-        self._bytes -= len(payload)
-        self._notice_room()
+        place, payload, size, missed = lane[0]
+        if missed:
+            lane[0] = (place, payload, size, 0)
+            return self._notice(missed)
+        lane.popleft()
+        self._forget(size)
         return payload
 
     def clear(self) -> None:
         """Forget what waits, and let nobody wait for room any longer."""
-        self._queue.clear()
-        self._bytes = self._missed = 0
+        self._answers.clear()
+        self._droppable = None
+        self._count = self._bytes = self._missed = 0
         self._has_room.set()
 
     async def wait_for_room(self) -> None:
@@ -98,58 +141,53 @@ class Outbox:
 
     # ---------------------------------------------------------------------- the bound
 
-    def _append(self, payload: str | bytes, *, droppable: bool) -> None:
-        self._queue.append((payload, droppable))
-        self._bytes += len(payload)
-        if self._is_above(2):
-            self._has_room.clear()
-
     def _fits(self, size: int) -> bool:
-        if 0 < self._max_messages <= len(self._queue):
+        if 0 < self._max_messages <= self._count:
             return False
         return self._max_bytes <= 0 or self._bytes + size <= self._max_bytes
-
-    def _takes_more(self, payload: str | bytes) -> bool:
-        """Tell whether a message still goes in; once one did not, none goes in until
-        there is room again, so that a peer misses one long run and not every other."""
-        return self._fits(len(payload)) and (not self._missed or self.has_room)
 
     def _is_above(self, share: int) -> bool:
         """Tell whether it holds more than one ``share``-th of either limit."""
         return (
-            len(self._queue) * share > self._max_messages > 0
-            or self._bytes * share > self._max_bytes > 0
+            self._bytes * share > self._max_bytes > 0
+            or self._count * share > self._max_messages > 0
         )
 
-    def _notice_room(self) -> None:
+    def _forget(self, size: int) -> None:
+        self._count -= 1
+        self._bytes -= size
         if not self._has_room.is_set() and not self._is_above(4):
             self._has_room.set()
 
     # ----------------------------------------------------------------------- dropping
 
+    def _make_room(self, size: int) -> bool:
+        """Drop what has to go, and may, for this much; False if it is not enough."""
+        while not self._fits(size):
+            if not self._drop_one():
+                return False
+        return True
+
+    def _make_room_for_droppable(self, size: int) -> bool:
+        if self.policy == "drop_oldest":
+            return self._make_room(size)
+        # once one did not fit, none goes in until there is room again, so that a peer
+        # misses one long run and not every other
+        return self._fits(size) and (not self._missed or self.has_room)
+
     def _drop_one(self) -> bool:
         """Drop a room's message, the oldest or the newest; False if none waits."""
-        places = range(len(self._queue))
-        for place in places if self.policy == "drop_oldest" else reversed(places):
-            payload, droppable = self._queue[place]
-            if droppable:
-                del self._queue[place]
-                self._bytes -= len(payload)
-                self._count_missed()
-                return True
-        return False
-
-    def _drop_itself(self) -> bool:
-        """Drop what cannot fit, where that is the policy."""
-        if self.policy == "close":
+        lane = self._droppable
+        if not lane:
             return False
+        _, _, size, missed = (
+            lane.popleft() if self.policy == "drop_oldest" else lane.pop()
+        )
+        self._missed += missed
         self._count_missed()
+        self._forget(size)
         return True
 
     def _count_missed(self) -> None:
         self.dropped += 1
         self._missed += 1
-
-    def _tell_missed(self) -> str:
-        missed, self._missed = self._missed, 0
-        return self._notice(missed)
