@@ -30,6 +30,7 @@ from authws.client import (
     Client,
     ClientError,
     Connection,
+    Dropped,
     EndedError,
     Event,
     Failure,
@@ -38,6 +39,7 @@ from authws.client import (
     Message,
     Presence,
     RefusedError,
+    Restarting,
     Strategy,
     Unknown,
     UnreachableError,
@@ -309,6 +311,10 @@ class Talk:
             case AuthExpiring():
                 at = time.strftime("%H:%M:%S", time.localtime(event.expires_at))
                 self._note(f"the credential ends at {at}")
+            case Dropped():
+                self._note(f"{event.count} messages missed: this line is too slow")
+            case Restarting():
+                self._note(f"the server restarts; try again in {event.retry_after} s")
             case Failure():
                 self._note(f"error {escape(event.slug)}: {escape(event.detail)}")
             case Unknown():

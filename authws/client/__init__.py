@@ -22,6 +22,7 @@ from authws.client.endings import (
 from authws.client.events import (
     Ack,
     AuthExpiring,
+    Dropped,
     Event,
     Failure,
     Joined,
@@ -29,6 +30,7 @@ from authws.client.events import (
     Message,
     Pong,
     Presence,
+    Restarting,
     Unknown,
     Welcome,
 )
@@ -40,6 +42,7 @@ __all__ = [
     "Client",
     "ClientError",
     "Connection",
+    "Dropped",
     "EndedError",
     "Ending",
     "Event",
@@ -50,6 +53,7 @@ __all__ = [
     "Pong",
     "Presence",
     "RefusedError",
+    "Restarting",
     "Strategy",
     "Tokens",
     "Unknown",

@@ -16,6 +16,7 @@ __all__ = [
     "Ack",
     "AuthExpiring",
     "AuthRequired",
+    "Dropped",
     "Event",
     "Failure",
     "Joined",
@@ -23,6 +24,7 @@ __all__ = [
     "Message",
     "Pong",
     "Presence",
+    "Restarting",
     "Unknown",
     "Welcome",
     "read_event",
@@ -92,6 +94,20 @@ class Presence:
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """We read too slowly: so many messages of our rooms are missing here."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restarting:
+    """The server ends this connection now; come back in ``retry_after`` seconds."""
+
+    retry_after: float
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
     """The publish with this id was taken."""
 
@@ -129,6 +145,8 @@ Event = (
     | Left
     | Message
     | Presence
+    | Dropped
+    | Restarting
     | Ack
     | Pong
     | Failure
@@ -170,6 +188,8 @@ _READERS: dict[str, Callable[[dict[str, Any]], Event]] = {
     "presence": lambda body: Presence(
         str(body["room"]), str(body["subject"]), str(body["event"])
     ),
+    "dropped": lambda body: Dropped(int(_number(body["count"]))),
+    "restarting": lambda body: Restarting(_number(body["retry_after"])),
     "ack": lambda body: Ack(_id(body["id"])),
     "pong": lambda body: Pong(_id(body.get("id"))),
     "error": lambda body: Failure(

@@ -16,17 +16,20 @@ import pytest_asyncio
 from authws.client import (
     Ack,
     Client,
+    Dropped,
     EndedError,
     Ending,
     Joined,
     Message,
     RefusedError,
+    Restarting,
     Strategy,
     Unknown,
     UnreachableError,
 )
 from authws.client.events import read_event
 from authws.close_codes import BY_SLUG, Retry
+from authws.decisions import messages
 from authws.exceptions import ConfigurationError
 from tests.running import PASSWORD, Service, running
 
@@ -392,3 +395,8 @@ NONSENSE: list[Callable[[], str]] = [
 @pytest.mark.parametrize("text", NONSENSE)
 async def test_message_that_is_not_known_is_no_error(text: Callable[[], str]) -> None:
     assert isinstance(read_event(text()), Unknown)
+
+
+async def test_what_a_slow_or_restarted_client_is_told_is_understood() -> None:
+    assert read_event(messages.dropped(17)) == Dropped(17)
+    assert read_event(messages.restarting(3.4)) == Restarting(3.4)
