@@ -140,7 +140,9 @@ class Handshake:
     ) -> None:
         """Refuse before accept with an HTTP status of its own, where it can be."""
         if "websocket.http.response" not in self._scope.get("extensions", {}):
-            await self._finish({"type": "websocket.close", "code": 1008})
+            await self._finish(
+                {"type": "websocket.close", "code": 1008, "reason": slug}
+            )
             return
         body = f'{{"detail":"{slug}"}}'.encode()
         headers = [
