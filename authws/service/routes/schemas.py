@@ -230,7 +230,7 @@ class SessionItem(BaseModel):
     current: bool
 
 
-CONNECTION = {
+CONNECTION: dict[str, Any] = {
     "id": "Zs3vK0mTqW1x",
     "subject": "demo",
     "issuer": "",
