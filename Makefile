@@ -53,6 +53,17 @@ $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
 	@$(PIP) install --require-hashes -r requirements-dev.lock
 	@touch $@
 
+# What the service holds, measured: docs/performance.md and its pictures, newly made.
+BENCHES := bench-held bench-soak bench-quarantine bench-stalled-peer
+.PHONY: $(BENCHES)
+$(BENCHES): bench-%: $(VENV)/.installed-bench
+	$(BIN)/python -m bench.$(subst -,_,$*)
+
+$(VENV)/.installed-bench: requirements-bench.lock $(VENV)/.installed
+	@echo "installing what draws the pictures (pinned, hashes checked)"
+	@$(PIP) install --require-hashes -r requirements-bench.lock
+	@touch $@
+
 # Needs uv on the PATH. No lock names an index: each machine has its own.
 UV ?= uv
 COMPILE = $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes \
@@ -62,6 +73,7 @@ COMPILE = $(UV) pip compile -q --universal --python-version 3.11 --generate-hash
 lock:
 	$(COMPILE) --group build -o requirements.lock
 	$(COMPILE) --group dev -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) --group bench -c requirements.lock -o requirements-bench.lock
 
 clean:
 	rm -rf $(VENV) tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,317 @@
+"""What the benchmarks share: progress, tables, pictures, and docs/performance.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "IMAGES",
+    "Load",
+    "Progress",
+    "Watch",
+    "can_draw",
+    "megabytes",
+    "milliseconds",
+    "options",
+    "percentile",
+    "picture",
+    "table",
+    "write_section",
+]
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "performance.md"
+IMAGES = ROOT / "docs" / "images"
+DISTURBED = 0.15
+"""Share of one core that others may use before a measurement is made again."""
+PACKAGES = ("uvicorn", "websockets", "uvloop", "starlette")
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """The command line that all of them have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--no-write",
+        dest="write",
+        action="store_false",
+        help="leave docs/performance.md and its pictures as they are",
+    )
+    return parser
+
+
+# ------------------------------------------------------------------------- numbers
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which ``percent`` of them lie (nearest rank)."""
+    ordered = sorted(values)
+    rank = round(percent / 100 * len(ordered) + 0.5)
+    return ordered[min(len(ordered), max(1, rank)) - 1]
+
+
+def milliseconds(seconds: float) -> str:
+    """As text, with as many digits as mean something."""
+    value = seconds * 1000
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def megabytes(size: float) -> str:
+    """As text."""
+    return f"{size / 1e6:,.1f}"
+
+
+# ------------------------------------------------------------------------ progress
+
+
+class Progress:
+    """One line that tells how far it is: rewritten, or now and then a new one."""
+
+    EVERY = 5.0
+    """Seconds between two lines where a line cannot be rewritten."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._last = 0.0
+        self._width = 0
+
+    def __call__(self, text: str, *, always: bool = False) -> None:
+        """Show where it is now; ``always`` begins a new line after it."""
+        now = time.monotonic()
+        line = f"{now - self._started:6.1f} s  {text}"
+        if self._is_terminal:
+            print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)
+            self._width = len(line)
+            if always:
+                print(file=sys.stderr)
+        elif always or now - self._last >= self.EVERY:
+            print(line, file=sys.stderr, flush=True)
+            self._last = now
+
+
+# ----------------------------------------------------------- who else uses the machine
+
+
+class Load:
+    """How busy the machine is, with what is not this benchmark's."""
+
+    def __init__(self) -> None:
+        self._at_start = os.getloadavg()[0]
+        self._elapsed = self._others = 0.0
+        self._again = 0
+
+    @contextmanager
+    def watching(self, server_cpu: Callable[[], float]) -> Iterator[Watch]:
+        """Watch the others while the block runs.
+
+        ``server_cpu`` tells the processor time that the server has used so far.
+        """
+        watch = Watch(server_cpu)
+        try:
+            yield watch
+        finally:
+            self._elapsed += watch.elapsed
+            self._others += watch.others
+
+    def is_disturbed(self, watch: Watch, left: int) -> bool:
+        """Tell whether a measurement should be made again; ``left`` times at most."""
+        again = watch.share > DISTURBED and self._again < left
+        self._again += again
+        return again
+
+    def describe(self) -> str:
+        """As the document says it."""
+        share = self._others / self._elapsed if self._elapsed else 0.0
+        text = (
+            f"load average {self._at_start:.2f} at the start; while it measured, "
+            f"others used {share:.0%} of one core"
+        )
+        if self._again:
+            text += (
+                f"; {self._again} rounds were measured again, as others used more "
+                f"than {DISTURBED:.0%} during them"
+            )
+        return text
+
+
+class Watch:
+    """What others use of the processors, from now on."""
+
+    def __init__(self, server_cpu: Callable[[], float]) -> None:
+        self._server_cpu = server_cpu
+        self._started = time.monotonic()
+        self._before = self._others()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self._started
+
+    @property
+    def others(self) -> float:
+        """Seconds of processor time that others have used."""
+        return max(0.0, self._others() - self._before)
+
+    @property
+    def share(self) -> float:
+        """The same, as a share of one core."""
+        return self.others / max(self.elapsed, 0.01)
+
+    def _others(self) -> float:
+        return _busy() - sum(os.times()[:2]) - self._server_cpu()
+
+
+def _busy() -> float:
+    """Seconds of processor time that all processes have used, or the host took.
+
+    Without interrupts: those of a loopback benchmark are its own.
+    """
+    fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
+    user, nice, system, _, _, _, _, steal, *_ = map(int, fields)
+    return (user + nice + system + steal) / os.sysconf("SC_CLK_TCK")
+
+
+# ------------------------------------------------------------------------- results
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1
+) -> str:
+    """A Markdown table; the first ``left`` columns are words, the others figures."""
+    texts = [list(map(str, row)) for row in (head, *rows)]
+    widths = [
+        max(3, *(len(row[column]) for row in texts)) for column in range(len(head))
+    ]
+    lines = [
+        "| "
+        + " | ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
+        for row in texts
+    ]
+    rule = (
+        "-" * (width + 2) if column < left else "-" * (width + 1) + ":"
+        for column, width in enumerate(widths)
+    )
+    lines.insert(1, "|" + "|".join(rule) + "|")
+    return "\n".join(lines)
+
+
+def machine(cores_apart: bool, load: str) -> str:
+    """Where, with what and when this was measured."""
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    where = (
+        "server and generator each on a core of its own"
+        if cores_apart
+        else "server and generator share the cores"
+    )
+    return (
+        f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC at {_revision()}: "
+        f"{os.cpu_count()} cores of {_processor()}, {_memory()}, "
+        f"{platform.system()} {platform.release().partition('-')[0]}, "
+        f"Python {platform.python_version()}, {packages}; loopback, {where}; {load}."
+    )
+
+
+def write_section(name: str, body: str, *, cores_apart: bool, load: str) -> None:
+    """Put what was measured between this benchmark's markers in the document."""
+    begin, end = f"<!-- {name}: measured -->", f"<!-- {name}: end -->"
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, _, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    assert found_end, f"docs/performance.md has no markers for {name}"
+    measured = f"{begin}\n\n{machine(cores_apart, load)}\n\n{body.strip()}\n\n{end}"
+    DOCUMENT.write_text(before + measured + after, encoding="utf-8")
+
+
+def _revision() -> str:
+    git = ["git", "-C", str(ROOT)]
+    try:
+        commit = subprocess.check_output(  # noqa: S603
+            [*git, "rev-parse", "--short", "HEAD"], text=True
+        ).strip()
+        changed = subprocess.check_output(  # noqa: S603
+            [*git, "status", "--porcelain", "--", "authws"], text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return f"version {version('authws')}"
+    return f"commit {commit}" + (", modified" if changed else "")
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _memory() -> str:
+    line = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()[0]
+    return f"{int(line.split()[1]) / 2**20:.0f} GiB"
+
+
+# ------------------------------------------------------------------------ pictures
+
+
+@contextmanager
+def picture(
+    name: str, *, rows: int = 1, columns: int = 1, size: tuple[float, float]
+) -> Iterator[list[Any]]:
+    """Yield the axes to draw on, row by row; writes ``docs/images/NAME.svg``."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    style = {
+        # text stays text, and the same figures make the same file
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e4e4e4",
+        "axes.axisbelow": True,
+        "axes.titlesize": 10.5,
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+        "figure.facecolor": "white",  # also where the page around it is dark
+        "savefig.facecolor": "white",
+    }
+    with pyplot.rc_context(style):
+        figure, axes = pyplot.subplots(
+            rows, columns, figsize=size, layout="constrained", squeeze=False
+        )
+        yield list(axes.flat)
+        IMAGES.mkdir(exist_ok=True)
+        path = IMAGES / f"{name}.svg"
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is here (`make bench-…` installs it)."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,236 @@
+"""The service under load: ``authws serve`` in a process, and on a core, of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+__all__ = [
+    "PASSWORD",
+    "Cores",
+    "Served",
+    "served",
+    "use_cores",
+]
+
+PASSWORD = "correct horse battery staple"
+OPEN_FILES = 20_000
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Where the two sides run: apart, if there are two cores to choose from."""
+
+    server: int | None
+    generator: int | None
+
+    @property
+    def are_apart(self) -> bool:
+        return self.server != self.generator
+
+
+def use_cores() -> Cores:
+    """Pin this process, the generator, and choose the server's core."""
+    _allow_open_files()
+    if not hasattr(os, "sched_setaffinity"):
+        return Cores(None, None)
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return Cores(None, None)
+    os.sched_setaffinity(0, {cores[1]})
+    return Cores(cores[0], cores[1])
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit: each connection is a file, here and in the server."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@dataclass
+class Served:
+    """A running service, seen from outside."""
+
+    process: asyncio.subprocess.Process
+    origin: str
+    port: int
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def rss(self) -> int:
+        """Bytes of memory that the server occupies."""
+        status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
+        for line in status.splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        return 0  # it has just ended
+
+    def files(self) -> int:
+        """How many file descriptors it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def cpu(self) -> float:
+        """Seconds of processor time it has used."""
+        stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii")
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    async def settled_rss(self, *, within: float = 20.0) -> int:
+        """Wait until its memory stands still, and return it.
+
+        Nothing can make another process collect its garbage; it does so as it works,
+        and what it frees in the background it frees in the first seconds.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within
+        before, same_since = self.rss(), loop.time()
+        while loop.time() < until and loop.time() - same_since < 2:
+            await asyncio.sleep(0.25)
+            now = self.rss()
+            if abs(now - before) > 128 * 1024:
+                before, same_since = now, loop.time()
+        return self.rss()
+
+    def http(self, **options: Any) -> httpx.AsyncClient:
+        """A client that comes from a page of the service's own origin."""
+        headers = {"origin": self.origin, **options.pop("headers", {})}
+        return httpx.AsyncClient(
+            base_url=self.origin,
+            headers=headers,
+            timeout=options.pop("timeout", 60),
+            trust_env=False,
+            **options,
+        )
+
+    async def login(self, name: str) -> dict[str, Any]:
+        """Log in over REST, for tokens."""
+        async with self.http() as http:
+            answer = await http.post(
+                "/auth/login", json={"username": name, "password": PASSWORD}
+            )
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    async def token(self, name: str) -> str:
+        return str((await self.login(name))["access_token"])
+
+    async def cookie(self, name: str) -> str:
+        """Log in over REST, for a session cookie; return the ``Cookie`` header."""
+        async with self.http() as http:
+            answer = await http.post(
+                "/auth/session", json={"username": name, "password": PASSWORD}
+            )
+        answer.raise_for_status()
+        return "; ".join(f"{name}={value}" for name, value in answer.cookies.items())
+
+    async def metrics(self) -> dict[str, float]:
+        """Every sample of ``/metrics``, by its name with labels."""
+        async with self.http() as http:
+            answer = await http.get("/metrics")
+        answer.raise_for_status()
+        samples = (
+            line.rpartition(" ")
+            for line in answer.text.splitlines()
+            if not line.startswith("#")
+        )
+        return {name: float(value) for name, _, value in samples}
+
+
+@asynccontextmanager
+async def served(
+    users: Sequence[str],
+    *,
+    core: int | None = None,
+    admin: str = "",
+    program: Sequence[str] = ("-m", "authws", "serve", "--port", "0"),
+    **settings: Any,
+) -> AsyncIterator[Served]:
+    """Run the service in a directory of its own, with these users and settings.
+
+    ``admin`` names the user who gets the scope of that name as well. ``program`` is
+    what Python runs; it says where it is the way ``authws serve`` does.
+    """
+    with tempfile.TemporaryDirectory(prefix="authws-bench-") as directory:
+        environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("AUTHWS_")},
+            "AUTHWS_DATA_DIR": f"{directory}/data",
+            "AUTHWS_LOGIN_RATE": "0",
+            **{f"AUTHWS_{k.upper()}": str(v) for k, v in settings.items()},
+        }
+        # one after the other: the first makes the data directory
+        for name in users:
+            await _add_user(name, environment, is_admin=name == admin)
+        log = _log(directory)
+        process = await asyncio.create_subprocess_exec(
+            *_pinned(core),
+            sys.executable,
+            *program,
+            env=environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+        )
+        os.close(log)
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                origin = await _origin(process)
+            yield Served(process, origin, int(origin.rpartition(":")[2]))
+        finally:
+            await _stop(process)
+
+
+def _pinned(core: int | None) -> list[str]:
+    return [] if core is None else ["taskset", "-c", str(core)]
+
+
+async def _add_user(name: str, environment: dict[str, str], *, is_admin: bool) -> None:
+    scopes = ["join:*", "publish:*", *(["admin"] if is_admin else [])]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "authws", "user", "add", name, "--password-stdin"),
+        *(option for scope in scopes for option in ("--scope", scope)),
+        env=environment,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    await process.communicate(PASSWORD.encode())
+    assert process.returncode == 0, f"user {name} could not be added"
+
+
+def _log(directory: str) -> int:
+    """Open a file for the server's log, which its operator would keep as well."""
+    return os.open(f"{directory}/server.log", os.O_WRONLY | os.O_CREAT)
+
+
+async def _origin(process: asyncio.subprocess.Process) -> str:
+    """Read the line in which the server says where it is."""
+    assert process.stdout is not None
+    while line := await process.stdout.readline():
+        if line.startswith(b"authws is at "):
+            return line.split()[3].decode()
+    raise RuntimeError("the server did not start; `authws doctor` may say why")
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
