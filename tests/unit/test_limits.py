@@ -1,10 +1,17 @@
+"""Rates, headcounts and sizes, and which limits hold for one address by default."""
+
 from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authws.decisions.limits import KeyedBuckets, TokenBucket
+from authws.decisions.limits import Headcount, KeyedBuckets, TokenBucket, wire_size
+from authws.service.settings import PerAddress, Settings
 
 STEPS = st.lists(st.floats(0, 5, allow_nan=False), max_size=20)
 
@@ -118,3 +125,126 @@ def test_the_longest_unseen_key_is_forgotten_first() -> None:
 def test_a_rate_of_0_keeps_no_bucket_at_all() -> None:
     buckets = KeyedBuckets(rate=0, burst=0, capacity=1)
     assert all(buckets.take(str(key), 0) == 0 for key in range(100))
+
+
+# -------------------------------------------------------------------------- headcounts
+
+
+def test_the_last_one_comes_in_and_the_next_does_not() -> None:
+    count = Headcount(limit=3, limit_per_key=0)
+    with ExitStack() as inside:
+        for key in "aab":
+            assert not count.is_full()
+            inside.enter_context(count.counting(key))
+        assert count.is_full()
+        assert not count.is_full_for("a")
+        assert count.inside == 3
+    assert (count.inside, count.is_full()) == (0, False)
+
+
+def test_each_key_has_its_own_count() -> None:
+    count = Headcount(limit=0, limit_per_key=2)
+    with count.counting("a"), count.counting("b"):
+        assert not count.is_full_for("a")
+        with count.counting("a"):
+            assert count.is_full_for("a")
+            assert not count.is_full_for("b")
+            assert not count.is_full()
+        assert not count.is_full_for("a")
+
+
+def test_who_leaves_with_an_error_is_counted_out_and_forgotten() -> None:
+    count = Headcount(limit=1, limit_per_key=1)
+    for number in range(1_000):
+        with pytest.raises(ValueError, match="in there"), count.counting(str(number)):
+            raise ValueError("in there")
+    assert not count.is_full()
+    assert not count._by_key
+
+
+def test_a_headcount_limit_of_0_is_off() -> None:
+    count = Headcount(limit=0, limit_per_key=0)
+    with ExitStack() as inside:
+        for _ in range(1_000):
+            inside.enter_context(count.counting("a"))
+        assert not count.is_full()
+        assert not count.is_full_for("a")
+
+
+def test_asking_about_a_key_does_not_remember_it() -> None:
+    count = Headcount(limit=0, limit_per_key=1)
+    assert not any(count.is_full_for(str(number)) for number in range(1_000))
+    assert not count._by_key
+
+
+# ------------------------------------------------------------------------------- sizes
+
+
+@given(st.text())
+def test_a_texts_size_is_that_of_its_utf_8(text: str) -> None:
+    assert wire_size(text) == len(text.encode())
+
+
+@given(st.binary())
+def test_a_binarys_size_is_its_length(data: bytes) -> None:
+    assert wire_size(data) == len(data)
+
+
+# ------------------------------------------------------------------------- per address
+
+LOCAL = PerAddress(handshake_rate=0, connections=0, unauthenticated=0)
+EXPOSED = PerAddress(handshake_rate=50, connections=1000, unauthenticated=128)
+
+
+def per_address(**settings: Any) -> PerAddress:
+    return Settings(_env_file=None, data_dir=Path("data"), **settings).per_address
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1"])
+def test_all_on_this_machine_share_an_address_so_it_has_no_limits(host: str) -> None:
+    assert per_address(host=host) == LOCAL
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"host": "0.0.0.0"},  # noqa: S104 - nothing is bound
+        {"host": "::"},
+        {"host": "192.0.2.1"},
+        {"host": "ws.example.com"},
+        {"behind_proxy": True},
+        {"host": "192.0.2.1", "behind_proxy": True},
+    ],
+    ids=str,
+)
+def test_where_strangers_can_come_an_address_has_limits(
+    settings: dict[str, Any],
+) -> None:
+    assert per_address(**settings) == EXPOSED
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1"])
+@pytest.mark.parametrize("value", [0, 7])
+def test_what_was_set_holds_wherever_it_is_and_0_is_off(host: str, value: int) -> None:
+    assert per_address(
+        host=host,
+        handshake_rate=value,
+        max_connections_per_address=value,
+        max_unauthenticated_per_address=value,
+    ) == PerAddress(handshake_rate=value, connections=value, unauthenticated=value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [
+        ("handshake_rate", "handshake_rate"),
+        ("max_connections_per_address", "connections"),
+        ("max_unauthenticated_per_address", "unauthenticated"),
+    ],
+)
+def test_what_was_set_leaves_the_others_as_they_are(setting: str, field: str) -> None:
+    for host, usual in (("127.0.0.1", LOCAL), ("192.0.2.1", EXPOSED)):
+        found = per_address(host=host, **{setting: 3})
+        for name in ("handshake_rate", "connections", "unauthenticated"):
+            expected = 3 if name == field else getattr(usual, name)
+            assert getattr(found, name) == expected
