@@ -88,10 +88,14 @@ class WatchedServer(Server):
         super().__init__(config, drain=house.drain)
         self._house = house
         self._window = window
+        self._answering: asyncio.Server | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        await asyncio.start_unix_server(Window(self._house).answer, self._window)
+        # kept: uvloop closes a server that nobody refers to
+        self._answering = await asyncio.start_unix_server(
+            Window(self._house).answer, self._window
+        )
         print(f"authws is at http://127.0.0.1:{self._house.settings.port}", flush=True)
 
 
