@@ -289,6 +289,7 @@ class House:
             drifted = self.clock.now() - self.clock.monotonic()
             if abs(drifted - drift) > CLOCK_STEP:
                 logger.warning("the clock was set by %+.1f s", drifted - drift)
+                revoked.since += drifted - drift
                 self.hub.check_deadlines()
             drift = drifted
             await self._read_revocations(revoked)
