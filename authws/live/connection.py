@@ -391,9 +391,18 @@ class Connection:
             task.cancel()
         results = await asyncio.gather(writer, *others, return_exceptions=True)
         self._clear_outbox()
+        # a writer that was stuck behind a peer that does not read: told why all the
+        # same, should it read yet
+        await self._say_why()
         for result in results:
             if isinstance(result, Exception):
                 raise result
+
+    async def _say_why(self) -> None:
+        """Send the close frame, once; it does not wait for the peer to read."""
+        if self.ending is not None and self.closed_at is None:
+            await self._handshake.close(self.ending)
+            self.closed_at = self._clock.now()
 
     def check_deadline(self) -> None:
         """Compare the deadline with the wall clock again: it may have been set."""
@@ -441,9 +450,7 @@ class Connection:
             self._wake.clear()
             await self._wake.wait()
             return True
-        if self.ending is not None:
-            await self._handshake.close(self.ending)
-            self.closed_at = self._clock.now()
+        await self._say_why()
         return False
 
 
