@@ -15,7 +15,7 @@ import asyncio
 import gc
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,7 +173,11 @@ class Bench:
 
 
 async def hold(
-    cores: Cores, mix: str, count: int, load: Load, progress: Progress
+    mix: str,
+    cores: Cores,
+    arguments: argparse.Namespace,
+    load: Load,
+    progress: Progress,
 ) -> Held:
     """Run everything on one server."""
     async with served(
@@ -184,10 +188,14 @@ async def hold(
         access_ttl=3600,
         session_idle_ttl=3600,
     ) as server:
-        bench = Bench(server, Held(mix, count), progress)
+        bench = Bench(server, Held(mix, arguments.connections), progress)
         tracing = asyncio.create_task(bench.trace())
+
+        async def quiet() -> None:
+            await load.wait_for_quiet(server.cpu, progress, arguments.patience)
+
         with load.watching(server.cpu):
-            await open_and_revoke(bench)
+            await open_and_revoke(bench, quiet)
         tracing.cancel()
         metrics = await server.metrics()
         seen = metrics["authws_revocation_seconds_count"]
@@ -195,7 +203,7 @@ async def hold(
     return bench.result
 
 
-async def open_and_revoke(bench: Bench) -> None:
+async def open_and_revoke(bench: Bench, quiet: Callable[[], Awaitable[None]]) -> None:
     """Open everything, end half of it, open that again, and end it in another way."""
     count = bench.result.connections
     half = count // 2
@@ -208,6 +216,7 @@ async def open_and_revoke(bench: Bench) -> None:
     bench.result.opening = await bench.fill("alice", half, alice)
     bench.result.opening += await bench.fill("bob", count - half, bob)
     await bench.measure("open")
+    await quiet()
     await bench.revoke(
         f"one user of {SESSIONS} sessions, disconnected by an administrator",
         "alice",
@@ -220,6 +229,7 @@ async def open_and_revoke(bench: Bench) -> None:
     alone = itertools.cycle([Credential(s, token) for s in strategies])
     await bench.fill("alone", half, alone)
     await bench.measure("open again")
+    await quiet()
     await bench.revoke(
         "one session, logged out",
         "alone",
@@ -317,7 +327,7 @@ def draw(results: Sequence[Held]) -> None:
         right.set(
             title="Close frames that have arrived",
             xlabel="milliseconds from the REST request",
-            ylabel="% of 5,000",
+            ylabel="%",
         )
         right.set_xlim(left=0)
         right.legend(fontsize=8)
@@ -329,9 +339,7 @@ async def main(arguments: argparse.Namespace) -> None:
     results = []
     async with asyncio.timeout(BOUND):
         for mix in MIXES:
-            results.append(
-                await hold(cores, mix, arguments.connections, load, progress)
-            )
+            results.append(await hold(mix, cores, arguments, load, progress))
     tables = f"{memory_table(results)}\n\n{revocation_table(results)}"
     for held in results:
         seen, mean = held.metric

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import platform
 import subprocess
@@ -48,6 +49,13 @@ def options(description: str | None) -> argparse.ArgumentParser:
         dest="write",
         action="store_false",
         help="leave docs/performance.md and its pictures as they are",
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=60,
+        metavar="SECONDS",
+        help="how long to wait, before each round, for others to use the machine less",
     )
     return parser
 
@@ -125,6 +133,18 @@ class Load:
         finally:
             self._elapsed += watch.elapsed
             self._others += watch.others
+
+    async def wait_for_quiet(
+        self, server_cpu: Callable[[], float], progress: Progress, within: float
+    ) -> None:
+        """Wait until others let two seconds pass without much work, or long enough."""
+        until = time.monotonic() + within
+        while time.monotonic() < until:
+            watch = Watch(server_cpu)
+            await asyncio.sleep(2)
+            if watch.share <= DISTURBED:
+                return
+            progress(f"others use {watch.share:.0%} of a core: waiting for quiet")
 
     def is_disturbed(self, watch: Watch, left: int) -> bool:
         """Tell whether a measurement should be made again; ``left`` times at most."""

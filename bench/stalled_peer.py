@@ -40,7 +40,7 @@ RECEIVE_BUFFER = 4096
 WARM_UP = 3.0
 """Seconds of every round before its figures count: the stalled one is full by then."""
 DRAIN = 5.0
-BOUND = 1800.0
+BOUND = 3600.0
 MARK = b'"t":'
 
 
@@ -264,6 +264,7 @@ async def under(
         await one_round(server, members, silent, arguments, stalled=True)  # to warm up
         result.before = await server.settled_rss()
         while len(result.calm) < arguments.rounds:
+            await load.wait_for_quiet(server.cpu, progress, arguments.patience)
             with load.watching(server.cpu) as watch:
                 pair = await both(server, members, silent, arguments, len(result.calm))
             progress(
