@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
-__all__ = ["Headcount", "KeyedBuckets", "Limit", "TokenBucket", "wire_size"]
+__all__ = [
+    "Headcount",
+    "KeyedBuckets",
+    "Limit",
+    "TokenBucket",
+    "retry_after",
+    "wire_size",
+]
 
 
 class Limit(StrEnum):
@@ -120,6 +128,12 @@ class Headcount:
             self._by_key[key] -= 1
             if not self._by_key[key]:
                 del self._by_key[key]
+
+
+def retry_after(seconds: float) -> int:
+    """Return a wait as ``Retry-After`` has it (RFC 9110, 10.2.3), in whole seconds:
+    rounded down, it would have who waits as told come too early."""
+    return max(1, math.ceil(seconds))
 
 
 def wire_size(message: str | bytes) -> int:

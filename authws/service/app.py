@@ -12,9 +12,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from authws.clock import Clock
+from authws.decisions.limits import retry_after
 from authws.decisions.passwords import PasswordError
 from authws.decisions.redaction import install_log_redaction
-from authws.exceptions import AuthError, RateLimitedError
+from authws.exceptions import AuthError, LimitError
 from authws.live.connection import Connection
 from authws.live.door import DoorStyle, NotAdmittedError
 from authws.live.rooms import RoomProtocol, echo
@@ -130,6 +131,7 @@ async def _auth_error(request: Request, exc: Exception) -> JSONResponse:
             reason=error.close.reason,
             detail=str(error),
             address=request.client.host if request.client else "",
+            limit=error.limit if isinstance(error, LimitError) else "",
         )
     headers: dict[str, str] = {}
     if error.status == 401:
@@ -138,8 +140,8 @@ async def _auth_error(request: Request, exc: Exception) -> JSONResponse:
         headers["www-authenticate"] = (
             "Bearer" if missing else 'Bearer error="invalid_token"'
         )
-    if isinstance(error, RateLimitedError):
-        headers["retry-after"] = str(max(1, round(error.retry_after)))
+    if isinstance(error, LimitError):
+        headers["retry-after"] = str(retry_after(error.retry_after))
     elif error.status == 503:
         headers["retry-after"] = "1"
     return _refusal(error.status, error.close.reason, headers)

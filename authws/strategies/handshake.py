@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from authws.close_codes import Close
+from authws.decisions import limits
 from authws.decisions.messages import SUBPROTOCOL
 from authws.decisions.redaction import redact_query
 from authws.exceptions import ConnectionClosed
@@ -150,7 +151,9 @@ class Handshake:
             (b"cache-control", b"no-store"),
         ]
         if retry_after:
-            headers.append((b"retry-after", str(max(1, round(retry_after))).encode()))
+            headers.append(
+                (b"retry-after", str(limits.retry_after(retry_after)).encode())
+            )
         await self._finish(
             {
                 "type": "websocket.http.response.start",

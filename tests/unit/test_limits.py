@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authws.decisions.limits import Headcount, KeyedBuckets, TokenBucket, wire_size
+from authws.decisions.limits import (
+    Headcount,
+    KeyedBuckets,
+    TokenBucket,
+    retry_after,
+    wire_size,
+)
 from authws.service.settings import PerAddress, Settings
 
 STEPS = st.lists(st.floats(0, 5, allow_nan=False), max_size=20)
@@ -125,6 +131,12 @@ def test_the_longest_unseen_key_is_forgotten_first() -> None:
 def test_a_rate_of_0_keeps_no_bucket_at_all() -> None:
     buckets = KeyedBuckets(rate=0, burst=0, capacity=1)
     assert all(buckets.take(str(key), 0) == 0 for key in range(100))
+
+
+@given(st.floats(0, 1e6))
+def test_a_wait_in_whole_seconds_is_never_too_short(seconds: float) -> None:
+    assert retry_after(seconds) >= max(seconds, 1)
+    assert retry_after(seconds) <= seconds + 1
 
 
 # -------------------------------------------------------------------------- headcounts

@@ -1,0 +1,436 @@
+"""Every limit, on both sides: the last that is allowed passes, and one more is told no.
+
+One table has a row for each member of ``Limit``. A row reaches its limit as a peer
+would; what it is told, and what ``/metrics`` counts, is compared with the table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from authws import close_codes
+from authws.decisions.limits import Limit
+from authws.decisions.messages import MAX_JSON_DEPTH
+from authws.service.settings import Settings
+from tests.grants import Grant, enter, grant, hear, knock, say, until
+from tests.running import STRATEGIES, Service, running
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one more was told."""
+
+    slug: str = ""
+    status: int = 0
+    """Of the HTTP answer, before accept."""
+    code: int = 0
+    """Of the close frame."""
+
+
+SERVED = Outcome()
+
+
+@dataclass
+class Visit:
+    """Alice at one endpoint of a service after another."""
+
+    service: Service
+    strategy: str = ""
+    alice: Grant | None = None
+    retry_after: int = 0
+    """How many seconds she was last told to wait."""
+
+    @property
+    def path(self) -> str:
+        return f"/ws/{self.strategy}"
+
+    @property
+    def credential(self) -> str:
+        assert self.alice is not None
+        return self.alice.credential
+
+    @asynccontextmanager
+    async def inside(self, *, echo: bool = False) -> AsyncIterator[ClientConnection]:
+        path = f"{self.path}/echo" if echo else self.path
+        async with enter(self.service, path, self.credential) as peer:
+            yield peer
+
+    async def knocks(self) -> Outcome:
+        """Come in, be answered, and leave; or be refused."""
+        try:
+            peer = await knock(self.service, self.path, self.credential)
+        except InvalidStatus as refused:
+            response = refused.response
+            self.retry_after = int(response.headers["retry-after"])
+            slug = json.loads(response.body)["detail"]
+            return Outcome(slug, status=response.status_code)
+        async with peer:
+            return await is_served(peer)
+
+
+async def is_served(peer: ClientConnection) -> Outcome:
+    """Prove that a peer is answered, or learn how it was ended."""
+    with suppress(ConnectionClosed):  # read on: its close frame says why
+        await say(peer, type="ping", id="served")
+    try:
+        async with asyncio.timeout(10):
+            # an echo returns it, a room answers it
+            while json.loads(await peer.recv()).get("id") != "served":
+                pass
+    except ConnectionClosed:  # cut off without a close frame it is a 1006
+        return Outcome(peer.close_reason or "", code=peer.close_code or 0)
+    return SERVED
+
+
+# --------------------------------------------------------------- how each is reached
+
+
+async def connections(visit: Visit) -> Outcome:
+    async with visit.inside(), visit.inside():
+        return await visit.knocks()
+
+
+async def silent_strangers(visit: Visit) -> Outcome:
+    async with (
+        await visit.service.open("/ws/first-message"),
+        await visit.service.open("/ws/first-message"),
+    ):
+        return await visit.knocks()
+
+
+async def handshakes(visit: Visit) -> Outcome:
+    await asyncio.sleep(visit.retry_after)  # who waits as told is served
+    assert await visit.knocks() == SERVED
+    return await visit.knocks()
+
+
+async def logins(visit: Visit) -> Outcome:
+    by_cookie = visit.strategy == "session-cookie"
+    route = "/auth/session" if by_cookie else "/auth/login"
+    login = {"username": f"nobody-{visit.strategy}", "password": "wrong"}
+    async with visit.service.http() as http:
+        answers = [await http.post(route, json=login) for _ in range(3)]
+    for answer in answers[:2]:
+        assert answer.json() == {"detail": "credentials_invalid"}
+    if answers[2].status_code == 401:
+        return SERVED
+    visit.retry_after = int(answers[2].headers["retry-after"])
+    return Outcome(answers[2].json()["detail"], status=answers[2].status_code)
+
+
+async def messages_at_once(visit: Visit) -> Outcome:
+    async with visit.inside(echo=True) as peer:
+        await peer.send("the one that is allowed")
+        assert await peer.recv() == "the one that is allowed"
+        return await is_served(peer)
+
+
+async def bytes_at_once(visit: Visit) -> Outcome:
+    async with visit.inside(echo=True) as peer:
+        for text in (echoable(1_000), echoable(1_000, "é")):
+            await peer.send(text)
+            assert await peer.recv() == text
+        await peer.send(echoable(1_000))
+        return await is_served(peer)
+
+
+async def a_big_message(visit: Visit) -> Outcome:
+    async with visit.inside(echo=True) as peer:
+        for message in (echoable(1_000), b"x" * 1_000, echoable(1_000, "é")):
+            await peer.send(message)
+            assert await peer.recv() == message
+        await peer.send(echoable(1_001, "é"))
+        return await is_served(peer)
+
+
+async def a_message_of_fragments(visit: Visit) -> Outcome:
+    async with visit.inside(echo=True) as peer:
+        await peer.send(['{"x":"', "x" * 400, "x" * 592, '"}'])
+        assert len(await peer.recv()) == 1_000
+        await peer.send(['{"x":"', "x" * 400, "x" * 593, '"}'])
+        return await is_served(peer)
+
+
+async def a_big_first_message(visit: Visit) -> Outcome:
+    for size in (2_000, 2_001):
+        text = json.dumps({"type": "auth", "token": visit.credential})
+        text = text[:-1] + " " * (size - len(text)) + "}"
+        async with await knock(visit.service, visit.path, frame=text) as peer:
+            outcome = await is_served(peer)
+        assert outcome == SERVED or size > 2_000
+    return outcome
+
+
+async def a_deep_message(visit: Visit) -> Outcome:
+    async with visit.inside() as peer:
+        await joins(peer, "deep")
+        for depth in (MAX_JSON_DEPTH, MAX_JSON_DEPTH + 1):
+            arrays = depth - 1  # the message itself is an object
+            await peer.send(
+                '{"type":"publish","room":"deep","data":'
+                + "[" * arrays
+                + "]" * arrays
+                + "}"
+            )
+            answer = await hear(peer)
+            assert answer["type"] == "message" or depth > MAX_JSON_DEPTH
+        assert await is_served(peer) == SERVED
+    return Outcome(answer["slug"])
+
+
+async def many_rooms(visit: Visit) -> Outcome:
+    async with visit.inside() as peer:
+        for name in "abc":
+            assert (await joins(peer, name))["type"] == "joined"
+        answer = await joins(peer, "d")
+        assert (await joins(peer, "a"))["type"] == "joined"  # it is in there already
+        await say(peer, type="leave", room="a")
+        assert (await hear(peer))["type"] == "left"
+        assert (await joins(peer, "e"))["type"] == "joined"
+        assert await is_served(peer) == SERVED
+    return Outcome(answer.get("slug", ""))
+
+
+async def a_long_room_name(visit: Visit) -> Outcome:
+    async with visit.inside() as peer:
+        assert (await joins(peer, "a" * 128))["type"] == "joined"
+        answer = await joins(peer, "a" * 129)
+        assert await is_served(peer) == SERVED
+    return Outcome(answer["slug"])
+
+
+async def malformed_messages(visit: Visit) -> Outcome:
+    async with visit.inside() as peer:
+        for _ in range(2):  # what is understood wipes the slate clean
+            for _ in range(2):
+                await peer.send("not JSON")
+                assert (await hear(peer))["slug"] == "malformed"
+            assert await is_served(peer) == SERVED
+        for _ in range(3):
+            await peer.send("not JSON")
+        return await is_served(peer)
+
+
+TALK = json.dumps({"type": "message", "data": "x" * 400})
+
+
+async def a_full_outbox(visit: Visit) -> Outcome:
+    async with visit.inside() as peer:
+        (connection,) = visit.service.house.hub.connections.values()
+
+        async def post(count: int) -> None:
+            for _ in range(count):  # all before the writer has its turn
+                connection.post(TALK)
+
+        await visit.service.call(post(4))
+        assert [await peer.recv() for _ in range(4)] == [TALK] * 4
+        await visit.service.call(post(5))
+        return await is_served(peer)
+
+
+def echoable(size: int, letter: str = "x") -> str:
+    """A JSON object of so many bytes on the wire: an echo of it can be read as one."""
+    letters, rest = divmod(size - len('{"x":""}'), len(letter.encode()))
+    return json.dumps({"x": letter * letters + "x" * rest}, ensure_ascii=False).replace(
+        " ", ""
+    )
+
+
+async def joins(peer: ClientConnection, room: str) -> dict[str, Any]:
+    await say(peer, type="join", room=room)
+    return await hear(peer)
+
+
+# --------------------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One limit: where it is set, how one more than it allows comes about, and what
+    that one is told."""
+
+    limit: Limit
+    settings: dict[str, Any]
+    """The first of them is the limit's own."""
+    one_more: Callable[[Visit], Awaitable[Outcome]]
+    told: Outcome
+    off: dict[str, Any] | None = field(default_factory=dict)
+    """More settings under which a limit of 0 shows; None where it cannot be off."""
+    strategies: tuple[str, ...] = STRATEGIES
+
+    @property
+    def name(self) -> str:
+        return f"{self.limit}-{self.one_more.__name__.replace('_', '-')}"
+
+
+FULL = "too_many_connections"
+ROWS = (
+    Row(
+        Limit.CONNECTIONS,
+        {"max_connections": 2},
+        connections,
+        Outcome(FULL, status=503),
+    ),
+    Row(
+        Limit.CONNECTIONS_PER_ADDRESS,
+        {"max_connections_per_address": 2},
+        connections,
+        Outcome(FULL, status=429),
+        off={"behind_proxy": True},
+    ),
+    Row(
+        Limit.CONNECTIONS_PER_USER,
+        {"max_connections_per_user": 2},
+        connections,
+        Outcome(FULL, code=1008),
+    ),
+    Row(
+        Limit.UNAUTHENTICATED,
+        {"max_unauthenticated": 2},
+        silent_strangers,
+        Outcome(FULL, status=503),
+    ),
+    Row(
+        Limit.UNAUTHENTICATED_PER_ADDRESS,
+        {"max_unauthenticated_per_address": 2},
+        silent_strangers,
+        Outcome(FULL, status=429),
+        off={"behind_proxy": True},
+    ),
+    Row(
+        Limit.HANDSHAKE_RATE,
+        {"handshake_rate": 0.6},
+        handshakes,
+        Outcome("rate_limited", status=429),
+        off={"behind_proxy": True},
+    ),
+    Row(
+        Limit.LOGIN_RATE,
+        {"login_rate": 2},
+        logins,
+        Outcome("rate_limited", status=429),
+    ),
+    Row(
+        Limit.MESSAGE_RATE,
+        {"message_rate": 0.2},
+        messages_at_once,
+        Outcome("rate_limited", code=1008),
+    ),
+    Row(
+        Limit.BYTE_RATE,
+        {"byte_rate": 200, "max_message_bytes": 2_000},
+        bytes_at_once,
+        Outcome("rate_limited", code=1008),
+    ),
+    Row(
+        Limit.MESSAGE_BYTES,
+        {"max_message_bytes": 1_000},
+        a_big_message,
+        Outcome("message_too_big", code=1009),
+    ),
+    Row(
+        Limit.MESSAGE_BYTES,
+        {"max_message_bytes": 1_000},
+        a_message_of_fragments,
+        Outcome("message_too_big", code=1009),
+    ),
+    Row(
+        Limit.FIRST_MESSAGE_BYTES,
+        {"max_first_message_bytes": 2_000},
+        a_big_first_message,
+        Outcome("message_too_big", code=1009),
+        off=None,
+        strategies=("first-message",),
+    ),
+    Row(Limit.JSON_DEPTH, {}, a_deep_message, Outcome("malformed"), off=None),
+    Row(Limit.ROOMS, {"max_rooms": 3}, many_rooms, Outcome("too_many_rooms")),
+    Row(Limit.ROOM_NAME, {}, a_long_room_name, Outcome("room_invalid"), off=None),
+    Row(
+        Limit.STRIKES,
+        {"strikes": 3},
+        malformed_messages,
+        Outcome("forbidden", code=1008),
+    ),
+    Row(
+        Limit.OUTBOX,
+        {"outbox_messages": 4},
+        a_full_outbox,
+        Outcome("slow_consumer", code=1008),
+    ),
+    Row(
+        Limit.OUTBOX,
+        {"outbox_bytes": 4 * len(TALK)},
+        a_full_outbox,
+        Outcome("slow_consumer", code=1008),
+    ),
+)
+CAN_BE_OFF = [row for row in ROWS if row.off is not None]
+
+
+def test_every_limit_has_a_row_and_every_row_a_setting() -> None:
+    assert {row.limit for row in ROWS} == set(Limit)
+    for row in ROWS:
+        assert set(row.settings) <= set(Settings.model_fields)
+        assert row.told.slug in close_codes.BY_SLUG or not row.told.code
+
+
+@asynccontextmanager
+async def visiting(tmp_path: Path, **settings: Any) -> AsyncIterator[Visit]:
+    async with running(tmp_path, **settings) as service:
+        await service.add_user("alice")
+        yield Visit(service)
+        await nobody_is_left(service)
+        assert [r.getMessage() for r in service.records if r.exc_info] == []
+
+
+async def nobody_is_left(service: Service) -> None:
+    await until(lambda: not service.house.hub.connections)
+    await until(lambda: not service.house.door.present.inside)
+
+
+async def hits(service: Service) -> dict[str, float]:
+    """The limits that somebody ran into, as ``/metrics`` counts them."""
+    if service.house.settings.behind_proxy:  # to strangers it is not open then
+        text = service.house.metrics.render().decode()
+    else:
+        async with service.http() as http:
+            text = (await http.get("/metrics")).text
+    found = re.findall(r'^authws_limit_hits_total\{limit="(\w+)"\} (\S+)$', text, re.M)
+    assert {name for name, _ in found} == set(Limit)
+    return {name: float(count) for name, count in found if float(count)}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+async def test_the_last_allowed_passes_and_one_more_is_told_no_and_counted(
+    tmp_path: Path, row: Row
+) -> None:
+    async with visiting(tmp_path, **row.settings) as visit:
+        for times, strategy in enumerate(row.strategies, start=1):
+            visit.strategy = strategy
+            visit.alice = await grant(visit.service, strategy)
+            assert await row.one_more(visit) == row.told, strategy
+            assert bool(visit.retry_after) == bool(row.told.status)
+            await nobody_is_left(visit.service)  # by then it is counted
+            assert await hits(visit.service) == {row.limit: times}
+
+
+@pytest.mark.parametrize("row", CAN_BE_OFF, ids=lambda row: row.name)
+async def test_a_limit_of_0_is_off(tmp_path: Path, row: Row) -> None:
+    (own, *_) = row.settings
+    settings = {**row.settings, **(row.off or {}), own: 0}
+    async with visiting(tmp_path, **settings) as visit:
+        visit.strategy = row.strategies[0]
+        visit.alice = await grant(visit.service, visit.strategy)
+        assert await row.one_more(visit) == SERVED
+        assert await hits(visit.service) == {}
