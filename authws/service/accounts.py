@@ -234,7 +234,7 @@ class Accounts:
             # another change came first: what was given is not the password any more
             raise ForbiddenError("the current password was just changed") from None
         for revocation in others:
-            pass
+            self.forget(revocation.kind, revocation.key, revocation.at)
         self._log.write(
             "password_changed",
             subject=user.name,
