@@ -412,7 +412,7 @@ async def test_auth_at_the_very_deadline_is_either_in_or_out(
     tasks = await tasks_of(hasty)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(authority, "by_token", by_token)
-        patch.setattr("authws.strategies.first_message.asyncio.timeout", timeout)
+        patch.setattr(hasty.house.clock, "timeout", timeout)
         since = len(hasty.records)
         outcomes = await asyncio.gather(*(one() for _ in offsets))
     assert len(outcomes) == len(offsets)

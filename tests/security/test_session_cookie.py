@@ -53,6 +53,7 @@ async def service(
         refuse=request.param,
         session_idle_ttl=IDLE,
         session_absolute_ttl=ABSOLUTE,
+        recheck_interval=300,  # the clock is moved here, and witnesses look on
     ) as service:
         await service.add_user("alice")
         await service.add_user("bob")
