@@ -18,13 +18,25 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.protocol import State
 
 from authws import close_codes
 from authws.decisions.limits import Limit
 from authws.decisions.messages import MAX_JSON_DEPTH
 from authws.service.settings import Settings
-from tests.grants import Grant, enter, grant, hear, knock, say, until
+from tests.grants import (
+    Grant,
+    ending,
+    enter,
+    grant,
+    hear,
+    knock,
+    present,
+    say,
+    until,
+)
 from tests.running import STRATEGIES, Service, running
+from tests.wire import wire
 
 
 @dataclass(frozen=True)
@@ -434,3 +446,156 @@ async def test_a_limit_of_0_is_off(tmp_path: Path, row: Row) -> None:
         visit.alice = await grant(visit.service, visit.strategy)
         assert await row.one_more(visit) == SERVED
         assert await hits(visit.service) == {}
+
+
+# ------------------------------------------------------------------ a slot is freed
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [({"max_unauthenticated": 2}, 503), ({"max_unauthenticated_per_address": 2}, 429)],
+    ids=["in-all", "per-address"],
+)
+async def test_a_stranger_frees_its_slot_by_becoming_known_and_by_going(
+    tmp_path: Path, settings: dict[str, Any], status: int
+) -> None:
+    async with visiting(tmp_path, **settings) as visit:
+        service = visit.service
+        visit.strategy = "first-message"
+        visit.alice = await grant(service, visit.strategy)
+        full = Outcome(FULL, status=status)
+        async with (
+            await service.open(visit.path) as one,
+            await service.open(visit.path) as two,
+        ):
+            await until(lambda: service.house.door.strangers.inside == 2)
+            assert await visit.knocks() == full
+            assert (await hear(one))["type"] == "auth_required"
+            await say(one, type="auth", token=visit.credential)
+            assert (await hear(one))["type"] == "auth_ok"
+            assert await visit.knocks() == SERVED
+            async with await service.open(visit.path):
+                await until(lambda: service.house.door.strangers.inside == 2)
+                assert await visit.knocks() == full
+            two.transport.abort()
+            await until(lambda: service.house.door.strangers.inside == 0)
+            assert await visit.knocks() == SERVED
+            assert await is_served(one) == SERVED
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("setting", ["max_connections", "max_connections_per_address"])
+async def test_who_leaves_however_makes_room_for_another(
+    tmp_path: Path, setting: str, strategy: str
+) -> None:
+    async with visiting(tmp_path, **{setting: 1}) as visit:
+        visit.strategy = strategy
+        visit.alice = await grant(visit.service, strategy)
+        for leave in ("politely", "abruptly", "refused", "revoked"):
+            if leave == "refused":
+                refused = await present(visit.service, visit.path, "a.b.c")
+                assert refused[0] == 1008
+            else:
+                async with visit.inside() as peer:
+                    assert (await visit.knocks()).slug == FULL
+                    if leave == "abruptly":
+                        peer.transport.abort()
+                    if leave == "revoked":
+                        await visit.alice.end()
+                        assert (await ending(peer))[0] == 1008
+            await nobody_is_left(visit.service)
+        visit.alice = await grant(visit.service, strategy)
+        assert await visit.knocks() == SERVED
+
+
+@pytest.mark.parametrize("when_full", ["reject_new", "evict_oldest"])
+async def test_a_burst_of_one_user_leaves_as_many_as_are_allowed(
+    tmp_path: Path, when_full: str
+) -> None:
+    async with visiting(
+        tmp_path, max_connections_per_user=5, when_user_is_full=when_full
+    ) as visit:
+        service = visit.service
+        alice = await grant(service, "query-param")
+        path = f"/ws/query-param?token={alice.access()}"
+        peers = await asyncio.gather(*(service.open(path) for _ in range(30)))
+        await until(lambda: sum(peer.state is State.CLOSED for peer in peers) == 25)
+        await until(lambda: len(service.house.hub.connections) == 5)
+        codes = [peer.close_code for peer in peers if peer.state is State.CLOSED]
+        assert codes == [1008] * 25
+        left = [peer for peer in peers if peer.state is State.OPEN]
+        assert [await is_served(peer) for peer in left] == [SERVED] * 5
+        assert await hits(service) == {Limit.CONNECTIONS_PER_USER: 25}
+        await asyncio.gather(*(peer.close() for peer in peers))
+
+
+# ----------------------------------------------------------------------- evict_oldest
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_the_oldest_of_a_user_makes_room_for_the_newest(
+    tmp_path: Path, strategy: str
+) -> None:
+    async with visiting(
+        tmp_path, max_connections_per_user=2, when_user_is_full="evict_oldest"
+    ) as visit:
+        service = visit.service
+        await service.add_user("bob")
+        visit.strategy = strategy
+        visit.alice = await grant(service, strategy)
+        others = [await grant(service, s) for s in STRATEGIES if s != strategy]
+        bob = await grant(service, "query-param", "bob")
+        async with (
+            enter(service, "/ws/query-param", bob) as witness,
+            visit.inside() as oldest,
+            # a user's connections count together, whatever they came in by
+            enter(service, f"/ws/{others[0].strategy}", others[0]) as second,
+        ):
+            await joins(witness, "attic")
+            await joins(oldest, "attic")
+            assert (await hear(witness))["event"] == "joined"
+            async with enter(service, f"/ws/{others[1].strategy}", others[1]) as third:
+                assert await ending(oldest) == (1008, FULL)
+                assert await hear(witness) == {
+                    "type": "presence",
+                    "room": "attic",
+                    "subject": "alice",
+                    "event": "left",
+                }
+                for peer in (second, third, witness):
+                    assert await is_served(peer) == SERVED
+                async with visit.inside() as fourth:
+                    assert await ending(second) == (1008, FULL)
+                    for peer in (third, fourth, witness):
+                        assert await is_served(peer) == SERVED
+                    of_alice = service.house.hub.of_subject("alice")
+                    assert len(list(of_alice)) == 2
+            # who went by themselves left room: nobody has to go for the next
+            await until(lambda: len(service.house.hub.connections) == 1)
+            async with visit.inside(), visit.inside():
+                assert await is_served(witness) == SERVED
+            assert await hits(service) == {Limit.CONNECTIONS_PER_USER: 2}
+        reasons = [
+            (event["subject"], event["reason"], event.get("limit"))
+            for event in service.security_events
+            if event["event"] == "disconnected" and event["reason"] != "peer_left"
+        ]
+        assert reasons == [("alice", FULL, "connections_per_user")] * 2
+
+
+async def test_who_evicts_need_not_wait_for_a_peer_that_does_not_read(
+    tmp_path: Path,
+) -> None:
+    async with visiting(
+        tmp_path, max_connections_per_user=1, when_user_is_full="evict_oldest"
+    ) as visit:
+        service = visit.service
+        visit.strategy = "query-param"
+        visit.alice = await grant(service, visit.strategy)
+        async with wire(service.port) as deaf:
+            target = f"{visit.path}?token={visit.credential}"
+            await deaf.upgrade(target)
+            async with asyncio.timeout(0.5):  # its close frame has a whole second
+                assert await visit.knocks() == SERVED
+            await until(lambda: not list(service.house.hub.of_subject("alice")))
+            assert await deaf.close_frame() == (1008, FULL)
