@@ -7,6 +7,7 @@ that is lost heals when the database is read again.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sqlite3
 import sys
@@ -23,7 +24,7 @@ from websockets.asyncio.client import ClientConnection
 from authws.clock import Clock
 from authws.stores.database import Database
 from authws.stores.sessions import Revocation
-from authws.stores.users import Users
+from authws.stores.users import User, Users
 from tests.grants import Grant, ending, enter, grant, hear, present, say, until
 from tests.live.calls import bearer, calling, refused
 from tests.running import PASSWORD, Service, running
@@ -39,12 +40,27 @@ SLACK = 2.0
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+    """It reads again all the time: what was not pushed ends soon."""
     async with running(
         tmp_path_factory.mktemp("service"), recheck_interval=RECHECK
     ) as service:
-        await service.add_user("bob")
-        await service.add_user("root", scopes=("admin",))
+        await add_users(service)
         yield service
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pushing(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+    """It hardly ever reads again: what ends was pushed."""
+    async with running(
+        tmp_path_factory.mktemp("pushing"), recheck_interval=300
+    ) as service:
+        await add_users(service)
+        yield service
+
+
+async def add_users(service: Service) -> None:
+    await service.add_user("bob")
+    await service.add_user("root", scopes=("admin",))
 
 
 # ------------------------------------------------------------------------ the sockets
@@ -247,9 +263,11 @@ async def scene(
 @on_one_loop
 @pytest.mark.parametrize(("way", "strategy"), CASES)
 async def test_ending_ends_every_socket_of_it_and_no_other(
-    service: Service, way: str, strategy: str
+    service: Service, pushing: Service, way: str, strategy: str
 ) -> None:
     end = {**OVER_HTTP, **BY_ANOTHER_PROCESS}[way]
+    is_pushed = way in OVER_HTTP
+    service = pushing if is_pushed else service
     async with scene(service, strategy, f"{way}-{strategy}") as (lost, kept, bob):
         answer = await end(service, lost, kept)
         answered = time.monotonic()
@@ -262,8 +280,7 @@ async def test_ending_ends_every_socket_of_it_and_no_other(
         else:
             await kept.assert_ended()
             await assert_talking(bob)
-        pushed = way in OVER_HTTP
-        assert time.monotonic() - answered < (0 if pushed else RECHECK) + SLACK
+        assert time.monotonic() - answered < (0 if is_pushed else RECHECK) + SLACK
 
 
 @on_one_loop
@@ -363,14 +380,14 @@ async def test_what_cannot_be_written_is_not_pushed(
 @on_one_loop
 @pytest.mark.parametrize(("way", "strategy"), [c for c in CASES if c[0] in OVER_HTTP])
 async def test_what_is_pushed_was_written_before(
-    service: Service, monkeypatch: pytest.MonkeyPatch, way: str, strategy: str
+    pushing: Service, monkeypatch: pytest.MonkeyPatch, way: str, strategy: str
 ) -> None:
-    hub = service.house.hub
+    hub = pushing.house.hub
     written: list[tuple[int, int]] = []
 
     def spy(push: Callable[[str, float], int]) -> Callable[[str, float], int]:
-        def pushing(key: str, at: float) -> int:
-            with database(service) as connection:
+        def push_on(key: str, at: float) -> int:
+            with database(pushing) as connection:
                 (announced,) = connection.execute(
                     "SELECT count(*) FROM revocations WHERE key = ?", [key]
                 ).fetchone()
@@ -382,13 +399,13 @@ async def test_what_is_pushed_was_written_before(
             written.append((announced, ended))
             return push(key, at)
 
-        return pushing
+        return push_on
 
-    async with scene(service, strategy, f"order-{way}-{strategy}") as (lost, kept, _):
+    async with scene(pushing, strategy, f"order-{way}-{strategy}") as (lost, kept, _):
         with monkeypatch.context() as patch:
             patch.setattr(hub, "revoke_session", spy(hub.revoke_session))
             patch.setattr(hub, "revoke_subject", spy(hub.revoke_subject))
-            await OVER_HTTP[way](service, lost, kept)
+            await OVER_HTTP[way](pushing, lost, kept)
             await lost.assert_ended()
     assert written
     assert all(announced and ended for announced, ended in written), written
@@ -539,3 +556,114 @@ async def test_who_does_not_read_is_counted_too(tmp_path: Path) -> None:
                 pass
         assert counted[0] == 1
         assert 0.9 < counted[1] < 1 + SLACK
+
+
+# --------------------------------------------------- a login that races with a change
+
+CHANGES: dict[str, tuple[str, ...]] = {
+    "password": ("set_password", NEW_PASSWORD),
+    "disabled": ("disable",),
+    "removed": ("remove",),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("path", ["/auth/login", "/auth/session"])
+async def test_password_that_was_right_a_moment_ago_opens_nothing(
+    tmp_path: Path, url: str, path: str, change: tuple[str, ...]
+) -> None:
+    async with running(tmp_path, database_url=url) as service:
+        await service.add_user("alice")
+        house = service.house
+        authenticate, other = house.users.authenticate, Database(url)
+        operator = Users(other, house.hasher, Clock())
+
+        async def meanwhile(name: str, password: str) -> User | None:
+            user = await authenticate(name, password)
+            if user is not None:
+                await getattr(operator, change[0])(name, *change[1:])
+            return user
+
+        good = {"username": "alice", "password": PASSWORD}
+        async with calling(service) as http:
+            wrong = await http.post(path, json={**good, "password": "wrong" * 4})
+            house.users.authenticate = meanwhile  # type: ignore[method-assign]
+            late = await http.post(path, json=good)
+            house.users.authenticate = authenticate  # type: ignore[method-assign]
+        assert refused(late) == refused(wrong) == (401, "credentials_invalid")
+        assert late.headers["www-authenticate"] == "Bearer"
+        assert "set-cookie" not in late.headers
+        assert await service.call(house.sessions.list_for("alice")) == []
+        names = [event["event"] for event in service.security_events]
+        assert names == ["login_failed"] * 2
+        await service.call(other.dispose())
+
+
+async def test_of_logins_that_race_with_a_new_password_none_stays(
+    tmp_path: Path, url: str
+) -> None:
+    async with running(tmp_path, database_url=url) as service:
+        await service.add_user("alice")
+        passwords = [PASSWORD, *(f"{NEW_PASSWORD} {n}" for n in range(4))]
+        opened = 0
+        for old, new in itertools.pairwise(passwords):
+            login = {"username": "alice", "password": old}
+            change = {"current_password": old, "new_password": new}
+            async with calling(service) as http:
+                mine = (await http.post("/auth/login", json=login)).json()
+                headers = bearer(mine["access_token"])
+                early, late = (
+                    [http.post("/auth/login", json=login) for _ in range(2)]
+                    for _ in range(2)
+                )
+                changing = http.post("/auth/password", json=change, headers=headers)
+                answers = await asyncio.gather(*early, changing, *late)
+                changed, logins = answers[2], [*answers[:2], *answers[3:]]
+                assert changed.status_code == 204
+                for answer in logins:
+                    if answer.status_code == 401:
+                        assert refused(answer) == (401, "credentials_invalid")
+                        continue
+                    opened += 1
+                    token = bearer(answer.json()["access_token"])
+                    me = await http.get("/auth/me", headers=token)
+                    assert refused(me) == (401, "token_revoked")
+                listed = await http.get("/auth/sessions", headers=headers)
+                assert [one["current"] for one in listed.json()] == [True]
+        assert opened, "no login came before a change: nothing was tried"
+
+
+async def test_of_two_new_passwords_at_once_one_is_set(
+    tmp_path: Path, url: str
+) -> None:
+    async with running(tmp_path, database_url=url) as service:
+        await service.add_user("alice")
+        tokens = [await service.token() for _ in range(2)]
+        async with calling(service) as http:
+            answers = await asyncio.gather(
+                *(
+                    http.post(
+                        "/auth/password",
+                        json={
+                            "current_password": PASSWORD,
+                            "new_password": f"{NEW_PASSWORD} {number}",
+                        },
+                        headers=bearer(token),
+                    )
+                    for number, token in enumerate(tokens)
+                )
+            )
+            assert sorted(one.status_code for one in answers) in (
+                [204, 401],
+                [204, 403],
+            )
+            winner = [one.status_code for one in answers].index(204)
+            for number, token in enumerate(tokens):
+                login = {
+                    "username": "alice",
+                    "password": f"{NEW_PASSWORD} {number}",
+                }
+                status = (await http.post("/auth/login", json=login)).status_code
+                assert status == (200 if number == winner else 401)
+                me = await http.get("/auth/me", headers=bearer(token))
+                assert me.status_code == (200 if number == winner else 401)
