@@ -28,7 +28,18 @@ from authws.service.settings import Settings
 
 __all__ = ["doctor", "serve"]
 
+if sys.platform != "win32":
+    import resource
+
 DEMO_USER = "demo"
+
+UNSENT_BYTES = 262_144
+"""What the system keeps for a peer that does not read, beyond what is on its way. Linux
+takes 4 MiB by default (tcp_wmem): more than our own outbox, and no limit of ours sees
+it. Half as much costs a fast reader of small messages a tenth of its speed."""
+
+SPARE_FILES = 64
+"""Descriptors for what is no connection: the database, logs, listeners, libraries."""
 
 Host = Annotated[str | None, typer.Option(help="The address to bind.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free port.")]
@@ -68,6 +79,7 @@ def serve(
     checks.check(settings)
     _check_database(settings)
     with _bind(settings) as listener:
+        _allow_connections(settings.max_connections)
         settings = settings.model_copy(update={"port": listener.getsockname()[1]})
         lines = _welcome(settings)
         if demo:
@@ -176,6 +188,7 @@ def _bind(settings: Settings) -> socket.socket:
             listener = socket.socket(family, kind, protocol)
             unless_bound.callback(listener.close)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _bound_unsent_bytes(listener)
             listener.bind(address)
         except OSError as error:
             raise ConfigurationError(
@@ -185,6 +198,35 @@ def _bind(settings: Settings) -> socket.socket:
         unless_bound.pop_all()
     listener.set_inheritable(True)
     return listener
+
+
+def _bound_unsent_bytes(listener: socket.socket) -> None:
+    """Bound what the system keeps for each peer, where it can; see UNSENT_BYTES."""
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        with contextlib.suppress(OSError):  # accepted sockets inherit it
+            listener.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES
+            )
+
+
+def _allow_connections(wanted: int) -> None:
+    """Take all the file descriptors that the system gives, and say if they are few.
+
+    The usual soft limit of 1024 is for programs that call ``select``; ours do not.
+    """
+    if sys.platform == "win32":
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS: not if it is unlimited
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and wanted > soft - SPARE_FILES:
+        typer.echo(
+            f"authws: AUTHWS_MAX_CONNECTIONS is {wanted}, but this process may have "
+            f"{soft} open files: lower it, or raise the limit (ulimit -Hn, "
+            "LimitNOFILE=)",
+            err=True,
+        )
 
 
 def _demo_user(settings: Settings) -> str | None:

@@ -236,9 +236,8 @@ class Server(uvicorn.Server):
         self._told_at = time.monotonic()
         if self._watchdog is not None:
             total = max(self.config.drain, DRAIN_MIN)
-            margin = self._reserve / 4
             self._watchdog.end_process_in(
-                total - margin, at_the_latest=total - margin / 2
+                total - self._reserve / 2, at_the_latest=total - self._reserve / 4
             )
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._told.set)
@@ -279,7 +278,7 @@ class Server(uvicorn.Server):
     @property
     def _reserve(self) -> float:
         """Seconds at the end of the drain for cutting off, and for letting go."""
-        return max(DRAIN_MIN / 4, min(1.0, self.config.drain / 10))
+        return max(DRAIN_MIN / 4, min(1.0, self.config.drain / 5))
 
     @property
     def _time_left(self) -> float:
@@ -337,8 +336,10 @@ class Server(uvicorn.Server):
         for task in tuple(state.tasks):
             task.cancel("the drain is over")
         await _until(
-            lambda: not (state.connections or state.tasks), within=self._reserve / 2
+            lambda: not (state.connections or state.tasks), within=self._reserve / 4
         )
+        for connection in tuple(state.connections):
+            connection.transport.abort()
 
 
 async def _until(condition: Callable[[], bool], *, within: float) -> None:
