@@ -27,7 +27,7 @@ from authws.decisions.lifecycle import (
     Refused,
     State,
 )
-from authws.decisions.limits import Limit, TokenBucket
+from authws.decisions.limits import Limit, TokenBucket, wire_size
 from authws.exceptions import AuthError, ConnectionClosed, MessageError
 from authws.live.deadline import Deadline
 from authws.live.outbox import Outbox, OutboxPolicy
@@ -107,6 +107,7 @@ class Connection:
             limits.outbox_messages, limits.outbox_bytes, limits.outbox_policy
         )
         self._wake = asyncio.Event()
+        self._is_sending = False
         self._inbox: asyncio.Queue[str | bytes | None] | None = None
         self._deadline = Deadline(
             clock,
@@ -228,6 +229,7 @@ class Connection:
         message = await self._inbox.get()
         if message is None:
             self._inbox.put_nowait(None)  # every later call ends as well
+        self._deadline.enforce()
         # what we ended takes no message any more, one that came in time included
         return message if self.ending is None else None
 
@@ -248,7 +250,7 @@ class Connection:
 
     def _within_limits(self, message: str | bytes) -> bool:
         limit = self.limits.max_message_bytes
-        size = _size(message)
+        size = wire_size(message)
         now = self._clock.monotonic()
         if size > limit > 0:
             self.end(close_codes.MESSAGE_TOO_BIG, limit=Limit.MESSAGE_BYTES)
@@ -322,6 +324,7 @@ class Connection:
             self._wake.set()
         else:
             self._clear_outbox()
+            self._overtake()
         self._arm_cutoff()
 
     def end_for_restart(self, retry_after: float) -> None:
@@ -347,6 +350,18 @@ class Connection:
         if self._owner is not None and self._tasks and not self._tasks[0].done():
             self.was_cut = True
             self._owner.cancel()
+
+    def _overtake(self) -> None:
+        """Let the close frame overtake a message that the peer does not take.
+
+        The task that closes takes the writer's place; of the message nothing was
+        written yet, since our server's ``send`` waits before it writes.
+        """
+        if self._is_sending:
+            writer = self._tasks[0]
+            writer.cancel()
+            self._tasks[0] = asyncio.create_task(self._close())
+            self._tasks.append(writer)
 
     def _clear_outbox(self) -> None:
         self._outbox.clear()
@@ -421,6 +436,7 @@ class Connection:
     def _expire(self) -> None:
         if self.is_open:
             self._lifecycle.receive(DeadlinePassed())
+            self._overtake()
             self._arm_cutoff()
         self._clear_outbox()
 
@@ -436,6 +452,13 @@ class Connection:
         except ConnectionClosed:
             self._lifecycle.receive(PeerLeft())
             self._clear_outbox()
+        self._end_inbox()
+
+    async def _close(self) -> None:
+        await self._say_why()
+        self._end_inbox()
+
+    def _end_inbox(self) -> None:
         if self._inbox is not None and self._inbox.empty():
             self._inbox.put_nowait(None)
 
@@ -444,7 +467,11 @@ class Connection:
         self._deadline.enforce()
         payload = self._outbox.take()
         if payload is not None:
-            await self._handshake.send(payload)
+            self._is_sending = True
+            try:
+                await self._handshake.send(payload)
+            finally:
+                self._is_sending = False
             return True
         if self.is_open:
             self._wake.clear()
@@ -452,13 +479,6 @@ class Connection:
             return True
         await self._say_why()
         return False
-
-
-def _size(message: str | bytes) -> int:
-    """Its length on the wire; a text's own length is that if it is ASCII."""
-    if isinstance(message, bytes) or message.isascii():
-        return len(message)
-    return len(message.encode())
 
 
 def _is_renewal(message: str | bytes) -> TypeGuard[str]:
