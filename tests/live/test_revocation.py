@@ -539,7 +539,7 @@ async def test_each_connection_that_was_ended_is_counted_once(tmp_path: Path) ->
 
 
 async def test_who_does_not_read_is_counted_too(tmp_path: Path) -> None:
-    """The slowest ending is the one that a histogram is for."""
+    """Its close frame is sent at the same moment, behind all that it has not read."""
     async with running(tmp_path) as service:
         await service.add_user("alice")
         one, hub = await grant(service, "query-param"), service.house.hub
@@ -555,7 +555,7 @@ async def test_who_does_not_read_is_counted_too(tmp_path: Path) -> None:
             while (counted := await revocations(service))[0] == 0:
                 pass
         assert counted[0] == 1
-        assert 0.9 < counted[1] < 1 + SLACK
+        assert 0 < counted[1] < SLACK
 
 
 # --------------------------------------------------- a login that races with a change
