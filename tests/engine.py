@@ -95,6 +95,8 @@ class Peer:
     """The close frame, or the refusal before accept."""
     is_accepted: bool = False
     has_left: bool = False
+    takes_close_frames: bool = True
+    """Whether its server lets a close frame overtake what it does not read."""
     reads: asyncio.Event = field(default_factory=asyncio.Event)
     to_server: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
     task: asyncio.Task[None] | None = None
@@ -137,6 +139,8 @@ class Peer:
         if kind == "websocket.accept":
             self.is_accepted = True
         elif kind == "websocket.close":
+            if not self.takes_close_frames:
+                await self.reads.wait()
             self.ending = (message["code"], message["reason"])
             self.to_server.put_nowait({"type": "websocket.disconnect", "code": 1005})
         else:
