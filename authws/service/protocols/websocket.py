@@ -40,10 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["WebSocketProtocol"]
 
-LAST_LOOK = 0.05
-"""Seconds in which an overdue pong may still be found: the event loop may have been
-busy, and a pong that came in time lies unread then."""
-
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """Uvicorn's WebSocket protocol, with the bounds of ``config.protocol_limits``."""
@@ -262,12 +258,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         whose handler is slow may lie behind what we have not read. So its time
         begins anew when we read on; a peer that is gone is found then.
         """
+        self.pong_timer = None
         wait = self._still_to_listen()
-        self.pong_timer = (
-            self.loop.call_later(wait, self.keepalive_timeout)
-            if wait > 0
-            else self.loop.call_later(LAST_LOOK, self._give_up)
-        )
+        if wait > 0:
+            self.pong_timer = self.loop.call_later(wait, self.keepalive_timeout)
+        elif not self.close_sent:
+            self._end(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
 
     def _still_to_listen(self) -> float:
         """Return for how many seconds more we owe the peer that we read."""
@@ -276,13 +272,6 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             return patience
         since = max(self.ping_sent_at, self._read_on_at)
         return since + patience - self.loop.time()
-
-    def _give_up(self) -> None:
-        self.pong_timer = None
-        if self._still_to_listen() > 0:  # it said something at the last moment
-            self.keepalive_timeout()
-        elif not self.close_sent:
-            self._end(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
 
     # ------------------------------------------------------------------------- ending
 
