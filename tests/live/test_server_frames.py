@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
 
 from authws.service.protocols import ProtocolLimits
+from tests.grants import grant
+from tests.running import running
 from tests.serving import serving
 from tests.wire import (
     BINARY,
@@ -206,6 +210,108 @@ async def test_slow_app_does_not_cost_the_peer_its_deadline() -> None:
         release.set()
         assert (await peer.frame()).payload == b"whole"
         assert (await peer.frame()).payload == b"ab"
+
+
+# ------------------------------------------------------------- the app's own, lower cap
+
+CAP = 8192
+TOO_BIG = (1009, "message_too_big")
+
+
+async def careful(scope: Any, receive: Any, send: Any) -> None:
+    """An echo that bounds the first message, as for a stranger, and no later one."""
+    limit = scope["extensions"]["authws.limit_messages"]["set"]
+    limit(CAP)
+    await receive()
+    await send({"type": "websocket.accept"})
+    first = await receive()
+    limit(None)
+    while (event := first or await receive())["type"] == "websocket.receive":
+        first = None
+        await send({**event, "type": "websocket.send"})
+
+
+def announced(frame_: bytes, payload: int) -> bytes:
+    """The head of a frame without its payload, and with its mask."""
+    return frame_[: len(frame_) - payload]
+
+
+@pytest.mark.parametrize("size", [1, 5000, CAP])
+async def test_message_within_the_cap_is_taken_and_lifts_it(size: int) -> None:
+    async with serving(careful) as port, wire(port) as peer:
+        await peer.upgrade()
+        first = b"a" * size
+        half = size // 2
+        await peer.send(
+            frame(TEXT, first[:half], fin=False) + frame(CONTINUATION, first[half:])
+        )
+        assert (await peer.frame()).payload == first
+        await peer.send(frame(TEXT, b"b" * 65_536))
+        assert (await peer.frame()).payload == b"b" * 65_536
+        await peer.send(announced(frame(TEXT, b"b" * 65_537), 65_537))
+        assert await peer.close_frame() == TOO_BIG  # the usual bound is back
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        announced(frame(TEXT, b"a" * (CAP + 1)), CAP + 1),
+        announced(frame(BINARY, b"a" * 65_536), 65_536),
+        frame(TEXT, b"a" * CAP, fin=False) + announced(frame(CONTINUATION, b"a"), 1),
+        frame(TEXT, b"a" * 4096, fin=False)
+        + frame(CONTINUATION, b"a" * 4096, fin=False)
+        + announced(frame(CONTINUATION, b"a" * 100), 100),
+    ],
+    ids=["one-more", "usual", "fragment", "fragments"],
+)
+async def test_message_over_the_cap_is_refused_before_it_is_there(said: bytes) -> None:
+    """As soon as a frame announces too much: its payload never came."""
+    async with serving(careful) as port, wire(port) as peer:
+        await peer.upgrade()
+        await peer.send(said)
+        assert await peer.close_frame() == TOO_BIG
+        assert await peer.is_ended()
+
+
+async def test_no_app_lifts_the_servers_own_cap() -> None:
+    async def greedy(scope: Any, receive: Any, send: Any) -> None:
+        scope["extensions"]["authws.limit_messages"]["set"](1 << 30)
+        await echo(scope, receive, send)
+
+    async with serving(greedy) as port, wire(port) as peer:
+        await peer.upgrade()
+        await peer.send(announced(frame(TEXT, b"b" * 65_537), 65_537))
+        assert await peer.close_frame() == TOO_BIG
+
+
+async def test_stranger_is_refused_as_soon_as_it_announces_too_much(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as service:
+        await service.add_user()
+        granted = await grant(service, "first-message")
+        auth = json.dumps({"type": "auth", "token": granted.access()})
+        async with wire(service.port) as peer:
+            await peer.upgrade("/ws/first-message/echo")
+            assert (await peer.frame()).opcode == TEXT
+            await peer.send(frame(TEXT, auth.ljust(CAP).encode()))
+            assert json.loads((await peer.frame()).payload)["type"] == "auth_ok"
+            await peer.send(frame(TEXT, b"b" * 65_536))
+            assert (await peer.frame()).payload == b"b" * 65_536
+        async with wire(service.port) as peer:
+            await peer.upgrade("/ws/first-message/echo")
+            assert (await peer.frame()).opcode == TEXT
+            whole = frame(TEXT, auth.ljust(CAP + 1).encode())
+            await peer.send(announced(whole, CAP + 1))
+            assert await peer.close_frame() == TOO_BIG
+
+        def refusals() -> list[tuple[str, str]]:
+            events = service.security_events
+            refused = [event for event in events if event["event"] == "refused"]
+            return [(event["reason"], event["limit"]) for event in refused]
+
+        await until(lambda: bool(refusals()))
+        assert refusals() == [("message_too_big", "first_message_bytes")]
 
 
 # ------------------------------------------------------------------------------ control
