@@ -26,7 +26,7 @@ from authws.decisions.tokens import Claims
 from authws.principal import Principal
 from authws.stores.database import Database
 from authws.stores.sessions import SessionRecord
-from authws.stores.users import Users
+from authws.stores.users import User, Users
 from tests.builders import compact
 from tests.running import PASSWORD, STRATEGIES, Service, running
 from tests.security.peers import (
@@ -462,6 +462,31 @@ async def test_a_logout_closes_all_its_sockets_and_no_others(
             await silence(kept)
 
 
+@pytest.mark.parametrize("case", ["LIF-04-cookie"])
+async def test_a_cookies_logout_closes_what_its_tickets_opened_too(
+    service: Service, case: str
+) -> None:
+    cookie, other = await service.cookie(), await service.cookie()
+
+    async def open_rooms(cookie: str) -> ClientConnection:
+        headers = {"cookie": cookie, "origin": service.origin}
+        peer = await service.open("/ws/session-cookie", headers=headers)
+        assert (await hear(peer))["type"] == "auth_ok"
+        return peer
+
+    async with (
+        await open_rooms(cookie) as mine,
+        await open_rooms(other) as other_device,
+        service.http(headers={"cookie": cookie}) as http,
+    ):
+        ticket = (await http.post("/auth/ticket")).json()["ticket"]
+        async with await connect(service, ticket) as by_ticket:
+            assert (await http.delete("/auth/session")).status_code == 204
+            assert await ending(mine) == (1008, "session_revoked")
+            assert await ending(by_ticket) == (1008, "token_revoked")
+        await silence(other_device)
+
+
 async def by_operator(service: Service, change: str, name: str) -> None:
     """As the command line does it: another process, which only knows the database."""
     operator = Database(service.house.settings.database)
@@ -532,6 +557,43 @@ async def test_what_ends_a_users_sessions_ends_every_socket_and_credential(
             "/auth/login", json={"username": name, "password": PASSWORD}
         )
     assert again.status_code == 401
+
+
+@pytest.mark.parametrize("way", ["user", "session"], ids=lambda w: f"LIF-27-admin-{w}")
+async def test_an_administrator_ends_what_is_open_and_nobody_else_does(
+    service: Service, way: str
+) -> None:
+    name, boss = f"led-{way}", f"boss-{way}"
+    await service.add_user(name)
+    await service.add_user(boss, scopes=("admin",))
+    lost, kept = await visitor(service, name), await service.token(name)
+    session = claims_of(service, lost.token).session
+    call = (
+        ("POST", f"/admin/users/{name}/disconnect")
+        if way == "user"
+        else ("DELETE", f"/admin/sessions/{session}")
+    )
+    async with (
+        await connect(service, lost.token) as one,
+        await connect(service, kept) as other_device,
+        await service.connect("session-cookie", "bob") as bystander,
+    ):
+        for stranger in ({}, bearer(kept), bearer(await service.token("bob"))):
+            async with service.http(headers=stranger) as http:
+                assert (await http.request(*call)).status_code in (401, 403)
+        await silence(one)
+        async with service.http(headers=bearer(await service.token(boss))) as http:
+            assert (await http.request(*call)).status_code in (200, 204)
+        assert await ending(one) == (1008, "token_revoked")
+        if way == "user":
+            assert await ending(other_device) == (1008, "token_revoked")
+        else:
+            await silence(other_device)
+        await silence(bystander)
+    assert await use(service, token=lost.token) == 401
+    assert await use(service, cookie=lost.cookie) == (401 if way == "user" else 200)
+    logged = [e for e in service.security_events if e["event"].startswith("admin_")]
+    assert (logged[-1]["by"], logged[-1]["subject"]) == (boss, name)
 
 
 @pytest.mark.parametrize("case", ["LIF-10"])
@@ -763,6 +825,45 @@ async def test_of_a_hundred_connects_racing_the_end_none_survives(
     assert set(await asyncio.gather(*racing)) == {(1008, "token_revoked")}
     # a client reads its close frame a moment before the server has let go of it
     await eventually(lambda: not list(service.house.hub.of_subject(name)))
+
+
+@pytest.mark.parametrize(
+    "change", ["passwd", "disable"], ids=lambda c: f"LIF-18-login-{c}"
+)
+async def test_of_logins_racing_the_end_none_survives(
+    service: Service, change: str
+) -> None:
+    """Each knows the password that holds when it is looked at."""
+    name = f"runner-{change}"
+    await service.add_user(name)
+    house, changed = service.house, 0
+    authenticate = house.users.authenticate
+
+    async def change_meanwhile(username: str, password: str) -> User | None:
+        nonlocal changed
+        user = await authenticate(username, password)
+        if user is not None and not changed:
+            changed += 1
+            await by_operator(service, change, name)
+        return user
+
+    login = {"username": name, "password": PASSWORD}
+    house.users.authenticate = change_meanwhile  # type: ignore[method-assign]
+    try:
+        async with service.http() as http:
+            answers = await asyncio.gather(
+                *(
+                    http.post(f"/auth/{way}", json=login)
+                    for _ in range(5)
+                    for way in ("login", "session")
+                )
+            )
+    finally:
+        house.users.authenticate = authenticate  # type: ignore[method-assign]
+    assert changed == 1
+    assert {answer.status_code for answer in answers} == {401}
+    assert {answer.text for answer in answers} == {'{"detail":"credentials_invalid"}'}
+    assert await service.call(house.sessions.list_for(name)) == []
 
 
 @pytest.mark.parametrize("case", ["LIF-18-between"])
