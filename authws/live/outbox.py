@@ -37,6 +37,7 @@ class Outbox:
         "_count",
         "_droppable",
         "_has_room",
+        "_is_shut",
         "_max_bytes",
         "_max_messages",
         "_missed",
@@ -65,6 +66,7 @@ class Outbox:
         that waits, or after it."""
         self._answers: deque[_Waiting] = deque()
         self._droppable: deque[_Waiting] | None = None  # most never need it
+        self._is_shut = False  # to what may be dropped, until there is room again
         self._place = 0
         self._count = self._bytes = 0
         self._has_room = asyncio.Event()
@@ -93,15 +95,17 @@ class Outbox:
         lane, missed = self._answers, 0
         if droppable and self.policy != "close":
             if not self._make_room_for_droppable(size):
+                self._is_shut = True
                 self._count_missed()
                 return True
             if self._droppable is None:
                 self._droppable = deque()
             lane = self._droppable
-            if self.policy == "drop_newest":  # what was dropped stood here
-                missed, self._missed = self._missed, 0
+            self._is_shut = False
         elif not (self._fits(size) or self._make_room(size)):
             return False
+        if self._missed and self.policy == "drop_newest":  # what was dropped stood here
+            missed, self._missed = self._missed, 0
         lane.append((self._place, payload, size, missed))
         self._place += 1
         self._count += 1
@@ -173,7 +177,7 @@ class Outbox:
             return self._make_room(size)
         # once one did not fit, none goes in until there is room again, so that a peer
         # misses one long run and not every other
-        return self._fits(size) and (not self._missed or self.has_room)
+        return self._fits(size) and (self.has_room or not self._is_shut)
 
     def _drop_one(self) -> bool:
         """Drop a room's message, the oldest or the newest; False if none waits."""

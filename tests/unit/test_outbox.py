@@ -168,7 +168,27 @@ def test_an_answer_takes_the_place_of_what_a_room_said(policy: OutboxPolicy) -> 
     if policy == "drop_oldest":
         assert emptied(outbox) == [1, "b", "c", "answer"]
     else:
-        assert emptied(outbox) == ["a", "b", "answer", 1]
+        assert emptied(outbox) == ["a", "b", 1, "answer"]
+
+
+@pytest.mark.parametrize("policy", DROPPING)
+def test_an_answer_comes_after_the_gaps_that_were_before_it(
+    policy: OutboxPolicy,
+) -> None:
+    outbox = Outbox(3, 0, policy)
+    talk(outbox, *"abcde")
+    assert outbox.put("answer")
+    taken = emptied(outbox)
+    assert (taken[-1], sum(n for n in taken if isinstance(n, int))) == ("answer", 3)
+
+
+def test_an_answer_does_not_open_what_was_shut() -> None:
+    outbox = Outbox(4, 0, "drop_newest")
+    talk(outbox, *"abcde")
+    assert outbox.put("answer")
+    assert outbox.take() == "a"
+    talk(outbox, "f")
+    assert emptied(outbox) == ["b", "c", 2, "answer", 1]
 
 
 @pytest.mark.parametrize("policy", DROPPING)
@@ -197,7 +217,7 @@ def test_gaps_that_meet_are_one() -> None:
     talk(outbox, "f")  # behind the gap
     for answer in "xyz":
         assert outbox.put(answer)  # and f is what has to go for the last of them
-    assert emptied(outbox) == ["d", "x", "y", "z", 2]
+    assert emptied(outbox) == ["d", "x", "y", 2, "z"]
 
 
 # ------------------------------------------------------------------------ any sequence
