@@ -839,9 +839,9 @@ async def test_of_logins_racing_the_end_none_survives(
     house, changed = service.house, 0
     authenticate = house.users.authenticate
 
-    async def change_meanwhile(username: str, password: str) -> User | None:
+    async def change_meanwhile(name: str, password: str) -> User | None:
         nonlocal changed
-        user = await authenticate(username, password)
+        user = await authenticate(name, password)
         if user is not None and not changed:
             changed += 1
             await by_operator(service, change, name)
