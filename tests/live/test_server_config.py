@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import select
+import socket
 import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,9 +22,12 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
+from authws.cli.serve import UNSENT_BYTES, _bind
 from authws.exceptions import ConfigurationError
 from authws.service import server
 from authws.service.server import build_config
+from authws.service.settings import Settings
+from tests.daemon import daemon
 from tests.serving import serving
 from tests.wire import handshake, request, wire
 
@@ -182,3 +187,51 @@ async def test_tls_before_1_2_is_refused(certificate: Path) -> None:
 def test_key_without_certificate_is_refused(certificate: Path) -> None:
     with pytest.raises(ConfigurationError, match="certificate"):
         build_config(app, tls_key=certificate, log_config=None)
+
+
+# -------------------------------------------------------------- what the system gives
+
+
+def test_system_keeps_little_for_a_peer_that_never_reads() -> None:
+    """It would take 4 MiB, beyond every bound of ours."""
+    if not hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        pytest.skip("no such option here")
+    settings = Settings(_env_file=None, port=0)
+    with _bind(settings) as listener:
+        listener.listen()
+        with (
+            socket.create_connection(listener.getsockname()),
+            listener.accept()[0] as accepted,
+        ):
+            accepted.setblocking(False)
+            taken = 0
+            while select.select([], [accepted], [], 0.2)[1]:
+                taken += accepted.send(b"x" * 65_536)
+    # what is on its way is beside it: what the peer's own system holds for it
+    assert UNSENT_BYTES / 2 < taken < 4 * UNSENT_BYTES
+
+
+FEW_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300))
+sys.argv = ["authws", "serve", "--port", "0"]
+from authws.cli import main
+main()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="asks /proc")
+@pytest.mark.parametrize(("wanted", "is_told"), [(236, False), (237, True)])
+async def test_serve_takes_all_files_it_may_open_and_says_if_they_are_few(
+    tmp_path: Path, wanted: int, is_told: bool
+) -> None:
+    few = daemon("-c", FEW_FILES, directory=tmp_path, max_connections=wanted)
+    async with few as server:
+        limits = Path(f"/proc/{server.process.pid}/limits").read_text()  # noqa: ASYNC240
+        errors = [line for line in server.errors.splitlines() if "open files" in line]
+    (files,) = [line for line in limits.splitlines() if "open files" in line]
+    assert files.split()[3:5] == ["300", "300"]
+    assert len(errors) == is_told
+    if is_told:
+        assert "AUTHWS_MAX_CONNECTIONS is 237" in errors[0]
+        assert "300 open files" in errors[0]
