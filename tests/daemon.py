@@ -17,6 +17,10 @@ from pathlib import Path
 
 import httpx
 
+from authws.cli.stores import opened
+from authws.cli.user import DEFAULT_SCOPES
+from authws.service.settings import Settings
+
 __all__ = ["PASSWORD", "Daemon", "daemon", "serve", "users"]
 
 PASSWORD = "correct horse battery staple"
@@ -116,14 +120,8 @@ def serve(
 
 
 async def users(directory: Path, *names: str) -> None:
-    """Add users, as an operator does."""
-    for name in names:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "authws", "user", "add", name, "--password-stdin"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            env={**os.environ, "AUTHWS_DATA_DIR": str(directory / "data")},
-        )
-        await process.communicate(PASSWORD.encode())
-        assert process.returncode == 0
+    """Add users as an operator does: from a process that is not the server."""
+    settings = Settings(_env_file=None, data_dir=directory / "data")
+    async with opened(settings) as stores:
+        for name in names:
+            await stores.users.add(name, PASSWORD, DEFAULT_SCOPES)
