@@ -45,8 +45,9 @@ PRUNE_EVERY = 300.0
 CLOCK_STEP = 1.0
 """Seconds by which the wall clock may differ from what it was before it counts as
 set; slewing moves it by less than a millisecond each second."""
-OVERLAP = 10.0
-"""Seconds that revocations are read again: transactions show later than their time."""
+OVERLAP = 40.0
+"""Seconds that revocations are read again: a transaction shows later than its time, by
+as long as a statement may wait for a lock (30 s on PostgreSQL)."""
 
 logger = logging.getLogger("authws")
 
