@@ -159,6 +159,14 @@ def test_once_one_was_dropped_none_goes_in_before_there_is_room_again() -> None:
     assert emptied(outbox) == ["b", "c", "d", 2]
 
 
+def test_when_there_is_room_again_it_may_be_filled_again() -> None:
+    outbox = Outbox(8, 0, "drop_newest")
+    talk(outbox, *"abcdefghi")
+    assert [outbox.take() for _ in range(6)] == [*"abcdef"]
+    talk(outbox, *"jklmnopq")  # beside g and h there is room for six
+    assert emptied(outbox) == ["g", "h", 1, *"jklmno", 2]
+
+
 @pytest.mark.parametrize("policy", DROPPING)
 def test_an_answer_takes_the_place_of_what_a_room_said(policy: OutboxPolicy) -> None:
     outbox = Outbox(3, 0, policy)
