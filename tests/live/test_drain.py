@@ -60,6 +60,12 @@ async def computes():
 async def waits():
     await asyncio.to_thread(time.sleep, 3600)
 
+async def cleans():
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        print("clean", flush=True)
+
 async def app(scope, receive, send):
     name = scope["path"][1:]
     if scope["type"] == "websocket":
@@ -149,6 +155,7 @@ async def test_sigterm_tells_every_peer_and_ends_soon(tmp_path: Path) -> None:
         assert [json.loads(await stranger.recv())["type"]] == ["auth_required"]
         server.send()
         endings = await asyncio.gather(*map(ending, (room, echo, stranger)))
+        assert time.monotonic() - server.told_at < 0.5
         status, seconds = await server.ended()
     (notice,) = endings[0][0]
     assert notice["type"] == "restarting"
@@ -163,7 +170,7 @@ async def test_sigterm_tells_every_peer_and_ends_soon(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
-    ("drain", "least", "most"), [(20.0, 0.3, 2.0), (0.5, 0.05, 0.4)]
+    ("drain", "least", "most"), [(20.0, 0.3, 2.0), (0.5, 0.05, 0.32)]
 )
 async def test_farewells_are_spread_over_half_of_the_drain_at_most(
     tmp_path: Path, strategy: str, drain: float, least: float, most: float
@@ -315,6 +322,13 @@ async def test_handler_that_does_not_end_is_left_behind(
     assert status == -signal.SIGTERM
     assert SHORT / 2 < seconds < SHORT + LATE
     assert "The drain is over: cutting" in server.errors
+
+
+async def test_handler_that_is_cut_off_may_clean_up(tmp_path: Path) -> None:
+    async with misbehaving(tmp_path, "cleans") as server:
+        server.send()
+        await server.says("clean")
+        assert (await server.ended())[0] == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("habit", ["ignores", "waits"])
