@@ -249,7 +249,10 @@ class HouseAuthority:
                 refusal = error
         if self._foreign is not None and accepts != "ticket":
             return await self._foreign.verify(token, now=now), False
-        raise refusal
+        try:
+            raise refusal
+        finally:
+            del refusal  # it holds this frame, by its traceback, as this frame holds it
 
     def _check_cookies(self, cookies: Sequence[str], claims: Claims) -> None:
         """Refuse a cookie of any session but the token's own (RFC 6750, section 2)."""

@@ -393,7 +393,7 @@ class Connection:
     async def stop(self) -> None:
         """Finish: the close frame is sent, or the peer cut off, and no task is left."""
         self._owner = None
-        self._deadline.cancel()
+        self._deadline.close()
         await self.close()
         if self._cutoff is not None:
             self._cutoff.cancel()

@@ -55,6 +55,12 @@ class Deadline:
             self._timer.cancel()
             self._timer = None
 
+    def close(self) -> None:
+        """Wait for nothing, ever again, and let go of who was to be called."""
+        self.cancel()
+        self._due = _nothing
+        self._notice = None
+
     def enforce(self) -> None:
         """Do it now if it is due: on a busy event loop a timer comes late."""
         if self._at is not None and self._clock.now() >= self._at:
@@ -83,3 +89,7 @@ class Deadline:
             return
         wait = min(max(0.0, following - self._clock.now()), MAX_WAIT)
         self._timer = self._clock.call_later(wait, self.check)
+
+
+def _nothing() -> None:
+    """What happens when a deadline that was closed is due."""

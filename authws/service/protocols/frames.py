@@ -44,6 +44,10 @@ class FrameParser(ServerProtocol):
         rate = limits.control_rate
         self._control = TokenBucket(rate, max(rate, 1.0), clock())
 
+    def let_go(self) -> None:
+        """Stop the parser, a generator that refers to this object and it to it."""
+        self.parser.close()
+
     def process_origin(self, headers: Headers) -> Origin | None:
         """Leave the page's origin to the app, which answers 403 and logs it.
 

@@ -199,6 +199,8 @@ class HttpProtocol(HttpToolsProtocol):
                 self.scope["method"],
             )
         )
+        # It holds our callbacks, and so us: without it nothing is left of this object.
+        self.parser = None  # type: ignore[assignment]
 
     # --------------------------------------------------------------------- the bounds
 

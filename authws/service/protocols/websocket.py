@@ -77,7 +77,19 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._unwatch_message()
         if self._cutoff is not None:
             self._cutoff.cancel()
+            self._cutoff = None
         super().connection_lost(exc)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Undo what refers back to us: what no cycle holds is freed at once.
+
+        Else it waits for a full collection, which stops the whole process for as long
+        as it takes to look at every object of every connection.
+        """
+        self.conn.let_go()
+        if hasattr(self, "scope"):
+            cast(dict[str, Any], self.scope["extensions"]).pop(LIMIT_MESSAGES, None)
 
     @property
     def is_stranger(self) -> bool:
