@@ -938,6 +938,7 @@ async def test_a_restart_closes_1012_and_loses_nothing_that_was_acknowledged(
         await join(listener, "lobby")
         await join(speaker, "lobby")
         heard: list[int] = []
+        told: list[float] = []
         going = asyncio.Event()
 
         async def speak() -> None:
@@ -957,13 +958,17 @@ async def test_a_restart_closes_1012_and_loses_nothing_that_was_acknowledged(
                     message = await hear(listener)
                     if message["type"] == "message":
                         heard.append(message["data"])
+                    elif message["type"] == "restarting":
+                        told.append(message["retry_after"])
 
         tasks = [asyncio.create_task(speak()), asyncio.create_task(listen())]
         await going.wait()
     await asyncio.gather(*tasks)
     for peer in (speaker, listener, echo):
-        assert await ending(peer) in ((1012, "restart"), (1012, ""))
+        assert await ending(peer) == (1012, "restart")
     assert heard[:acknowledged] == list(range(acknowledged))
+    assert len(told) == 1
+    assert 1 <= told[0] < 5
 
 
 @pytest.mark.parametrize("case", ["LIF-25"])

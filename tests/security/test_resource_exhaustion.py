@@ -713,12 +713,11 @@ async def test_nothing_is_left_of_a_room_that_a_renewal_took_away(
 STARVING = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
-import uvicorn
 from authws.service.app import create_app
-from authws.service.server import build_config
+from authws.service.server import Server, build_config
 from authws.service.settings import Settings
 settings = Settings(_env_file=None, data_dir=sys.argv[1], port=int(sys.argv[2]))
-uvicorn.Server(build_config(create_app(settings), port=settings.port)).run()
+Server(build_config(create_app(settings), port=settings.port)).run()
 """
 
 
