@@ -18,16 +18,17 @@ import sys
 import time
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from authws.service.protocols import ProtocolLimits
+from tests.daemon import serve
 from tests.grants import Grant, ending, enter, grant, hear, knock, present, say, until
 from tests.running import ENDPOINTS, STRATEGIES, Service, free_port, running
 from tests.security.peers import controlled, join
@@ -238,6 +239,26 @@ async def test_flood_of_messages_is_closed_and_a_neighbour_loses_nothing(
             assert heard == ["before", "after"]
 
 
+@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize("case", ["DOS-07-bytes"])
+async def test_flood_of_bytes_is_closed_however_few_the_messages(
+    tmp_path: Path, path: str, case: str
+) -> None:
+    async with limited(tmp_path, byte_rate=50_000) as service:
+        granted = await grant(service, path.split("/")[2])
+        bob = await grant(service, "query-param", "bob")
+        async with (
+            enter(service, "/ws/query-param", bob) as neighbour,
+            enter(service, path, granted) as flooder,
+        ):
+            with contextlib.suppress(ConnectionClosed):
+                for _ in range(20):  # a megabyte in all
+                    await flooder.send('{"type":"ping"}' + " " * 60_000)
+            assert await ending(flooder) == (1008, "rate_limited")
+            await say(neighbour, type="ping")
+            assert (await hear(neighbour))["type"] == "pong"
+
+
 @pytest.mark.parametrize("who", [ANONYMOUS, KNOWN])
 @pytest.mark.parametrize("opcode", [PING, PONG], ids=["DOS-08-ping", "DOS-08-pong"])
 async def test_flood_of_control_frames_is_1008(
@@ -302,6 +323,66 @@ async def test_an_addresss_connections_are_counted_silent_ones_too(
         await until(lambda: not service.house.hub.connections)
         async with enter(service, "/ws/query-param", alice):
             pass
+
+
+STRANGERS = {
+    "DOS-09-strangers": ({"max_unauthenticated": 3}, 503),
+    "DOS-09-strangers-of-an-address": ({"max_unauthenticated_per_address": 3}, 429),
+    "DOS-09-process": ({"max_connections": 4}, 503),
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"), STRANGERS.values(), ids=list(STRANGERS)
+)
+async def test_silent_strangers_are_few_and_take_nothing_from_who_is_inside(
+    tmp_path: Path, settings: dict[str, int], status: int
+) -> None:
+    async with limited(tmp_path, **settings) as service:
+        alice = await grant(service, "query-param")
+        async with enter(service, "/ws/query-param", alice) as inside:
+            async with (
+                await service.open("/ws/first-message"),
+                await service.open("/ws/first-message/echo"),
+                await service.open("/ws/first-message"),
+            ):
+                for path in ENDPOINTS:
+                    with pytest.raises(InvalidStatus) as refused:
+                        await knock(service, path, "x")
+                    response = refused.value.response
+                    assert response.status_code == status
+                    assert json.loads(response.body) == {
+                        "detail": "too_many_connections"
+                    }
+                    assert int(response.headers["retry-after"]) >= 1
+                await join(inside, "lobby")
+                await say(inside, type="publish", room="lobby", data="heard")
+                assert (await hear(inside))["data"] == "heard"
+            await until(lambda: service.house.door.strangers.inside == 0)
+            async with enter(service, "/ws/query-param", alice):
+                pass
+
+
+@pytest.mark.parametrize("path", ROOMS)
+@pytest.mark.parametrize("case", ["DOS-09-user-evicts"])
+async def test_of_a_users_connections_the_oldest_makes_room_where_that_is_the_policy(
+    tmp_path: Path, path: str, case: str
+) -> None:
+    async with limited(
+        tmp_path, max_connections_per_user=2, when_user_is_full="evict_oldest"
+    ) as service:
+        alice = await grant(service, path.split("/")[2])
+        bob = await grant(service, "query-param", "bob")
+        async with (
+            enter(service, "/ws/query-param", bob) as other,
+            enter(service, path, alice) as oldest,
+            enter(service, path, alice) as second,
+            enter(service, path, alice) as newest,
+        ):
+            assert await ending(oldest) == (1008, "too_many_connections")
+            for peer in (second, newest, other):
+                await say(peer, type="ping")
+                assert (await hear(peer))["type"] == "pong"
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
@@ -445,6 +526,45 @@ async def test_peer_that_never_reads_is_closed_and_the_room_goes_on(
         # the room hears of it first, and the log when the socket is gone
         await until(lambda: _endings(service, "bob"))
         assert _endings(service, "bob") == ["slow_consumer"]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["drop_oldest", "drop_newest"],
+    ids=["DOS-11-drop-oldest", "DOS-11-drop-newest"],
+)
+async def test_peer_that_never_reads_misses_what_it_cannot_hold_and_is_told_so(
+    tmp_path: Path, policy: str
+) -> None:
+    unlimited = {"message_rate": 0, "byte_rate": 0}
+    bound = 200_000
+    async with limited(
+        tmp_path, outbox_policy=policy, outbox_bytes=bound, **unlimited
+    ) as service:
+        bob = await grant(service, "query-param", "bob")
+        alice = await grant(service, "query-param")
+        async with (
+            enter(service, "/ws/query-param", alice) as speaker,
+            enter(service, "/ws/query-param", bob, max_queue=1) as deaf,
+        ):
+            await join(deaf, "lobby")
+            (kept,) = service.house.hub.of_subject("bob")
+            deaf.transport.pause_reading()
+            await join(speaker, "lobby")
+            said = 0
+            while kept.dropped < 50:
+                await speaker.send(publish("lobby", 60_000))
+                assert (await hear(speaker))["type"] == "message"
+                said += 1
+                assert kept._outbox.size <= bound
+                assert said < 1_000, "nothing was dropped"
+            deaf.transport.resume_reading()
+            await say(deaf, type="ping")
+            heard, missed = 0, 0
+            while (got := await hear(deaf))["type"] != "pong":
+                heard += got["type"] in ("message", "presence")
+                missed += got.get("count", 0)
+            assert heard + missed == said + 1  # and alice's presence
 
 
 def _endings(service: Service, subject: str) -> list[str]:
@@ -645,6 +765,35 @@ async def test_many_ranges_of_a_file_cost_no_more_than_the_file(
         assert time.process_time() - begun < 0.5
         assert answer.status_code in {200, 206, 400, 416}
         assert len(answer.content) < len(whole.content) + 1_000
+
+
+# ----------------------------------------------------------------------- what one costs
+
+
+def _resident(pid: int) -> int:
+    """A process's resident memory, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory in /proc")
+@pytest.mark.parametrize("case", ["DOS-19"])
+async def test_idle_sockets_cost_little_memory(tmp_path: Path, case: str) -> None:
+    budget, count = 40 * 1024, 1_000
+    async with serve(tmp_path, auth_timeout=60) as server, AsyncExitStack() as stack:
+
+        async def silent() -> None:
+            peer = await stack.enter_async_context(wire(server.port))
+            await peer.upgrade("/ws/first-message")
+            assert b"auth_required" in (await peer.frame()).payload
+
+        await asyncio.gather(*(silent() for _ in range(50)))  # made once, kept for all
+        before = _resident(server.process.pid)
+        for _ in range(0, count, 50):
+            await asyncio.gather(*(silent() for _ in range(50)))
+        grown = _resident(server.process.pid) - before
+        assert grown < count * budget, f"{grown / count / 1024:.1f} KiB each"
 
 
 # ------------------------------------------------------------------------- nothing left
