@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from authws import close_codes
 from authws.decisions.limits import Limit
 from authws.decisions.messages import MAX_JSON_DEPTH
 from authws.service.settings import Settings
+from authws.strategies.handshake import Handshake
 from tests.grants import (
     Grant,
     ending,
@@ -448,7 +449,40 @@ async def test_a_limit_of_0_is_off(tmp_path: Path, row: Row) -> None:
         assert await hits(visit.service) == {}
 
 
-# ------------------------------------------------------------------ a slot is freed
+# ----------------------------------------------------- on a server that bounds less
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_a_big_message_that_the_server_let_pass_ends_the_connection_too(
+    tmp_path: Path, strategy: str
+) -> None:
+    """Ours refuses it while it arrives; the library may run on another."""
+    async with visiting(tmp_path, max_message_bytes=65_536) as visit:
+        visit.strategy = strategy
+        visit.alice = await grant(visit.service, strategy)
+        door = visit.service.house.door
+        door._limits = replace(door._limits, max_message_bytes=1_000)
+        assert await a_big_message(visit) == Outcome("message_too_big", code=1009)
+        assert await a_message_of_fragments(visit) == Outcome(
+            "message_too_big", code=1009
+        )
+        await nobody_is_left(visit.service)
+        assert await hits(visit.service) == {Limit.MESSAGE_BYTES: 2}
+
+
+async def test_a_big_first_message_that_the_server_let_pass_is_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Handshake, "limit_messages", lambda *_: None)
+    async with visiting(tmp_path, max_first_message_bytes=2_000) as visit:
+        visit.strategy = "first-message"
+        visit.alice = await grant(visit.service, visit.strategy)
+        assert await a_big_first_message(visit) == Outcome("message_too_big", code=1009)
+        await nobody_is_left(visit.service)
+        assert await hits(visit.service) == {Limit.FIRST_MESSAGE_BYTES: 1}
+
+
+# ----------------------------------------------------------------- a slot is freed
 
 
 @pytest.mark.parametrize(
