@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
@@ -117,17 +117,28 @@ class Headcount:
         return self._by_key[key] >= self._limit_per_key > 0
 
     @contextmanager
-    def counting(self, key: str) -> Iterator[None]:
-        """Count one in for as long as the block runs."""
+    def counting(self, key: str) -> Iterator[Callable[[], None]]:
+        """Count one in for as long as the block runs, or until it says otherwise."""
+        is_inside = True
         self.inside += 1
         self._by_key[key] += 1
+
+        def leave() -> None:
+            nonlocal is_inside
+            if is_inside:
+                is_inside = False
+                self._leave(key)
+
         try:
-            yield
+            yield leave
         finally:
-            self.inside -= 1
-            self._by_key[key] -= 1
-            if not self._by_key[key]:
-                del self._by_key[key]
+            leave()
+
+    def _leave(self, key: str) -> None:
+        self.inside -= 1
+        self._by_key[key] -= 1
+        if not self._by_key[key]:
+            del self._by_key[key]
 
 
 def retry_after(seconds: float) -> int:

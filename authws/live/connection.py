@@ -36,6 +36,9 @@ from authws.strategies.handshake import Handshake
 
 __all__ = ["Connection", "ConnectionLimits", "Renew"]
 
+MAX_IN_A_ROW = 32
+"""Messages of one peer that are taken before everybody else may go on."""
+
 Renew = Callable[[str, Principal], Awaitable[Principal]]
 """Verify a token that a live connection presents, given who it is."""
 
@@ -89,6 +92,8 @@ class Connection:
         self.rooms: set[str] = set()
         self.renewed: Callable[[Connection], Awaitable[None]] | None = None
         """Told after a renewal, to leave rooms that are no longer allowed."""
+        self.over: Callable[[Connection], Awaitable[None]] | None = None
+        """Told once nothing goes in or out any more, whatever its handler does."""
         self.strikes = 0
         self._handshake = handshake
         self._clock = clock
@@ -107,6 +112,7 @@ class Connection:
             limits.outbox_messages, limits.outbox_bytes, limits.outbox_policy
         )
         self._wake = asyncio.Event()
+        self._in_a_row = 0
         self._is_sending = False
         self._inbox: asyncio.Queue[str | bytes | None] | None = None
         self._deadline = Deadline(
@@ -181,17 +187,18 @@ class Connection:
     async def send(self, payload: str | bytes) -> None:
         """Send a message: ``str`` as text, ``bytes`` as binary.
 
-        Waits while the outbox is more than half full, so that a handler goes no
-        faster than its peer reads; a broadcast (``post``) never waits.
+        Waits while the outbox is more than half full, or too full for this message,
+        so that a handler goes no faster than its peer reads; a broadcast (``post``)
+        never waits.
 
         Raises:
             ConnectionClosed: the connection has ended; so it does when the peer
                 takes nothing for ``send_timeout`` seconds.
         """
-        if not self._outbox.has_room:
+        if not self._outbox.has_room_for(payload):
             try:
                 async with self._clock.timeout(self.limits.send_timeout or None):
-                    await self._outbox.wait_for_room()
+                    await self._outbox.wait_for_room(payload)
             except TimeoutError:
                 self.end(close_codes.SLOW_CONSUMER, limit=Limit.OUTBOX)
         self.post(payload)
@@ -235,6 +242,7 @@ class Connection:
 
     async def _receive(self) -> str | bytes | None:
         while self.is_open:
+            await self._let_others_go_on()
             message = await self._handshake.receive()
             if message is None:
                 self._lifecycle.receive(PeerLeft())
@@ -247,6 +255,14 @@ class Connection:
                 return message
             await self.renew(message)
         return None
+
+    async def _let_others_go_on(self) -> None:
+        """Give way now and then: a segment of many messages is taken without a wait,
+        and whoever shall answer them, or hear them, must write meanwhile."""
+        self._in_a_row += 1
+        if self._in_a_row >= MAX_IN_A_ROW or not self._outbox.has_room:
+            self._in_a_row = 0
+            await asyncio.sleep(0)
 
     def _within_limits(self, message: str | bytes) -> bool:
         limit = self.limits.max_message_bytes
@@ -452,15 +468,17 @@ class Connection:
         except ConnectionClosed:
             self._lifecycle.receive(PeerLeft())
             self._clear_outbox()
-        self._end_inbox()
+        await self._be_over()
 
     async def _close(self) -> None:
         await self._say_why()
-        self._end_inbox()
+        await self._be_over()
 
-    def _end_inbox(self) -> None:
+    async def _be_over(self) -> None:
         if self._inbox is not None and self._inbox.empty():
             self._inbox.put_nowait(None)
+        if self.over is not None:
+            await self.over(self)
 
     async def _write_one(self) -> bool:
         """Write what is due; return False once the connection is over."""

@@ -136,10 +136,17 @@ class Door:
         except AuthError as error:
             await self._deny(strategy, handshake, error)
             raise NotAdmittedError from None
-        with self.present.counting(address):
+        with self.present.counting(address) as leave:
             with self.strangers.counting(address):
                 principal = await self._authenticate(strategy, handshake, style)
             connection = await self._admit(strategy, handshake, principal, style)
+
+            async def give_up_place(connection: Connection) -> None:
+                # its handler may be busy elsewhere for long yet
+                leave()
+                await self._hub.release(connection)
+
+            connection.over = give_up_place
             try:
                 connection.start(pump=style.pump)
                 if style.announce or strategy.name == "first_message":

@@ -62,8 +62,7 @@ class Outbox:
         self._max_bytes = max_bytes
         self._notice = notice
         self._missed = 0
-        """How many were dropped, and not told, where the policy drops: before all
-        that waits, or after it."""
+        """How many were dropped after all that waits, and not told."""
         self._answers: deque[_Waiting] = deque()
         self._droppable: deque[_Waiting] | None = None  # most never need it
         self._is_shut = False  # to what may be dropped, until there is room again
@@ -104,7 +103,7 @@ class Outbox:
             self._is_shut = False
         elif not (self._fits(size) or self._make_room(size)):
             return False
-        if self._missed and self.policy == "drop_newest":  # what was dropped stood here
+        if self._missed:  # what was dropped stood here
             missed, self._missed = self._missed, 0
         lane.append((self._place, payload, size, missed))
         self._place += 1
@@ -119,7 +118,7 @@ class Outbox:
         lane = self._answers
         if self._droppable and not (lane and lane[0][0] < self._droppable[0][0]):
             lane = self._droppable
-        if self._missed and (not lane or self.policy == "drop_oldest"):
+        if self._missed and not lane:
             missed, self._missed = self._missed, 0
             return self._notice(missed)
         if not lane:
@@ -139,13 +138,24 @@ class Outbox:
         self._count = self._bytes = self._missed = 0
         self._has_room.set()
 
-    async def wait_for_room(self) -> None:
-        """Wait while it is more than half full, until it is down to a quarter."""
+    def has_room_for(self, payload: str | bytes) -> bool:
+        """Tell whether a message can go in without a wait."""
+        return self.has_room and self._fits(wire_size(payload))
+
+    async def wait_for_room(self, payload: str | bytes) -> None:
+        """Wait while it is more than half full, until it is down to a quarter, and
+        for as long as this message would not fit."""
         await self._has_room.wait()
+        while not self._fits(wire_size(payload)):
+            self._has_room.clear()
+            await self._has_room.wait()
 
     # ---------------------------------------------------------------------- the bound
 
     def _fits(self, size: int) -> bool:
+        """Tell whether so much more may wait; one message alone always may."""
+        if not self._count:
+            return True
         if 0 < self._max_messages <= self._count:
             return False
         return self._max_bytes <= 0 or self._bytes + size <= self._max_bytes
@@ -190,6 +200,10 @@ class Outbox:
         self._missed += missed
         self._count_missed()
         self._forget(size)
+        if lane and self.policy == "drop_oldest":  # told before the next of its kind
+            place, payload, size, missed = lane[0]
+            lane[0] = (place, payload, size, missed + self._missed)
+            self._missed = 0
         return True
 
     def _count_missed(self) -> None:
