@@ -73,10 +73,12 @@ class Watcher:
     async def look(self, question: str = "") -> Moment:
         """Count everything."""
         answer = await self.ask(question)
+        files = self._server.files()
         numbers = {
             "tasks": answer["tasks"],
             # without the one through which it is asked, which may be closed by now
-            "file descriptors": self._server.files() - answer["windows"],
+            "file descriptors": files["others"] - answer["windows"],
+            "of the database": files["database"],
             "connections": answer["connections"],
             "sockets": answer["present"],
             "rooms": answer["rooms"],
@@ -162,12 +164,12 @@ def draw(trace: Sequence[Moment], before: Moment, after: Moment) -> None:
                 before.numbers[name] / scale,
                 linestyle=":",
                 color="grey",
-                label="baseline",
             )
-            for moment in (before, after):
-                axes.plot(moment.at / 60, moment.numbers[name] / scale, "o")
+            for label, moment in (("baseline", before), ("end", after)):
+                place = moment.at / 60, moment.numbers[name] / scale
+                axes.plot(*place, "o", clip_on=False, zorder=3, label=label)
             axes.set_title(f"{name}, MB" if name == "memory" else name)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * max(m.numbers[name] for m in trace) / scale)
         for axes in all_axes[2:]:
             axes.set_xlabel("minutes")
         all_axes[0].legend(loc="lower right")
