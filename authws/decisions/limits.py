@@ -32,6 +32,8 @@ class Limit(StrEnum):
     BYTE_RATE = "byte_rate"
     MESSAGE_BYTES = "message_bytes"
     FIRST_MESSAGE_BYTES = "first_message_bytes"
+    FRAMES = "frames"
+    """Pings and pongs, fragments of a message, and the time that one may take."""
     JSON_DEPTH = "json_depth"
     ROOMS = "rooms"
     ROOM_NAME = "room_name"

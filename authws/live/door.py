@@ -57,6 +57,13 @@ class NotAdmittedError(Exception):
     """
 
 
+_LIMITS_BELOW = {
+    close_codes.MESSAGE_TOO_BIG.reason: Limit.MESSAGE_BYTES,
+    close_codes.RATE_LIMITED.reason: Limit.FRAMES,
+}
+"""What the server below us ends a connection for, by the slug that it closes with."""
+
+
 @dataclass(frozen=True, slots=True)
 class DoorStyle:
     """What differs between the doors of one house."""
@@ -332,15 +339,16 @@ class Door:
         await connection.stop()
         self._hub.note_ending(connection)
         ending = connection.ending
-        # the server itself refused a message that was too long, and told us no more
-        too_big = handshake.left_with == close_codes.MESSAGE_TOO_BIG.code
+        # of the server's own reasons only the slugs: a parser's may quote the peer
+        below = handshake.ended_by_server
+        below = below if below in close_codes.BY_SLUG else ""
         self._log.write(
             "disconnected",
-            reason=ending.reason if ending else "peer_left",
+            reason=ending.reason if ending else below or "peer_left",
             code=str(int(ending.code) if ending else handshake.left_with),
             subject=connection.principal.subject,
             address=connection.address,
-            limit=Limit.MESSAGE_BYTES if too_big else connection.limit or "",
+            limit=connection.limit or _LIMITS_BELOW.get(below) or "",
             strategy=connection.principal.strategy,
             connection=connection.id,
         )

@@ -18,6 +18,12 @@ from authws.service.settings import Settings
 
 __all__ = ["Problem", "check", "problems"]
 
+MESSAGES_IN_AN_OUTBOX = 4
+"""How many of the largest messages must fit: a peer that reads has one on its way, and
+an answer and a presence behind it."""
+SMALLEST_MESSAGE = 1024
+"""Bytes; an ``auth`` message with one of our own tokens has some 500."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -38,6 +44,7 @@ def problems(settings: Settings) -> list[Problem]:
         *_network(settings),
         *_origins(settings),
         *_workers(settings),
+        *_limits(settings),
         *_advice(settings),
     ]
     return sorted(found, key=lambda problem: problem.severity)
@@ -175,6 +182,24 @@ def _workers(settings: Settings) -> Iterator[Problem]:
             f"{settings.workers} workers with the memory broker would each be an "
             "island: rooms, presence and revocations would not cross",
             "use one worker, or set AUTHWS_BROKER_URL",
+        )
+
+
+def _limits(settings: Settings) -> Iterator[Problem]:
+    """Limits that only make sense together."""
+    largest, outbox = settings.max_message_bytes, settings.outbox_bytes
+    if outbox and (largest == 0 or outbox < MESSAGES_IN_AN_OUTBOX * largest):
+        yield _error(
+            f"AUTHWS_OUTBOX_BYTES={outbox} holds fewer than {MESSAGES_IN_AN_OUTBOX} "
+            f"messages of AUTHWS_MAX_MESSAGE_BYTES={largest}: one publisher could end "
+            "everybody else in a room as too slow",
+            f"set AUTHWS_OUTBOX_BYTES to {MESSAGES_IN_AN_OUTBOX} times "
+            "AUTHWS_MAX_MESSAGE_BYTES at least (and bound that)",
+        )
+    if 0 < largest < SMALLEST_MESSAGE:
+        yield _error(
+            f"no auth message fits into AUTHWS_MAX_MESSAGE_BYTES={largest}",
+            f"set it to {SMALLEST_MESSAGE} at least",
         )
 
 

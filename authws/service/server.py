@@ -15,6 +15,7 @@ import contextlib
 import ipaddress
 import logging
 import math
+import os
 import signal
 import socket
 import ssl
@@ -230,8 +231,10 @@ class Server(uvicorn.Server):
         A handler of ours could not be relied on for that: Python calls it between two
         instructions of a main thread that may never come to its next.
         """
+        # the first process of a container is spared what the system does by default
+        at_once = _end_process if os.getpid() == 1 else signal.SIG_DFL
         for handled in HANDLED_SIGNALS:
-            signal.signal(handled, signal.SIG_DFL)
+            signal.signal(handled, at_once)
         super().handle_exit(sig, frame)
         self._told_at = time.monotonic()
         if self._watchdog is not None:
@@ -340,6 +343,10 @@ class Server(uvicorn.Server):
         )
         for connection in tuple(state.connections):
             connection.transport.abort()
+
+
+def _end_process(sig: int, _: FrameType | None) -> None:
+    os._exit(128 + sig)
 
 
 async def _until(condition: Callable[[], bool], *, within: float) -> None:

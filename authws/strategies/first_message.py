@@ -1,13 +1,13 @@
 """A JWT in the first frame after accept: ``{"type":"auth","token":"…"}``.
 
 Its danger is the silent socket: accepted, unknown, holding resources. So there is one
-absolute deadline, one frame, and a size limit before any parsing.
+absolute deadline, one message, and a size limit before any parsing.
 """
 
 from __future__ import annotations
 
 from authws.clock import Clock
-from authws.close_codes import CloseCode
+from authws.close_codes import MESSAGE_TOO_BIG
 from authws.decisions import carriers, messages
 from authws.decisions.limits import Limit
 from authws.decisions.origins import OriginPolicy
@@ -56,7 +56,7 @@ class FirstMessage(Strategy):
         try:
             async with self._clock.timeout(self._timeout or None):
                 await handshake.send(messages.auth_required(self._timeout))
-                token = self._read(await handshake.receive(), handshake.left_with)
+                token = self._read(await handshake.receive(), handshake)
                 return await self._authority.by_token(
                     token, strategy=self.name, cookies_beside=cookies
                 )
@@ -76,15 +76,15 @@ class FirstMessage(Strategy):
             cookies_beside=self._cookies(credentials),
         )
 
-    def _read(self, message: str | bytes | None, left_with: int) -> str:
+    def _read(self, message: str | bytes | None, handshake: Handshake) -> str:
         # a server that bounds what it assembles has closed it already
-        too_big = message is None and left_with == CloseCode.MESSAGE_TOO_BIG
+        too_big = handshake.ended_by_server == MESSAGE_TOO_BIG.reason
         if too_big or (isinstance(message, str) and _size(message) > self._max_bytes):
             raise OversizedMessageError(
                 f"first message over {self._max_bytes} bytes", Limit.FIRST_MESSAGE_BYTES
             )
         if message is None:
-            raise ConnectionClosed(left_with, "")
+            raise ConnectionClosed(handshake.left_with, "")
         if isinstance(message, bytes):
             raise MalformedCredentialError("a binary first message")
         try:

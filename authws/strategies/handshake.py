@@ -10,13 +10,14 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
+from authws import close_codes
 from authws.close_codes import Close
 from authws.decisions import limits
 from authws.decisions.messages import SUBPROTOCOL
 from authws.decisions.redaction import redact_query
 from authws.exceptions import ConnectionClosed
 
-__all__ = ["Credentials", "Handshake"]
+__all__ = ["ENDED_BY_SERVER", "LIMIT_MESSAGES", "Credentials", "Handshake"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -26,6 +27,9 @@ Send = Callable[[Message], Awaitable[None]]
 _QUERY = "authws.query_string"
 LIMIT_MESSAGES = "authws.limit_messages"
 """Our server's ASGI extension: bounds the messages it assembles from now on."""
+ENDED_BY_SERVER = "authws.ended_by_server"
+"""In our server's ``websocket.disconnect``: its slug, where it ended the connection
+itself. A code alone does not tell: a peer may close with any."""
 
 
 class Credentials:
@@ -63,9 +67,11 @@ class Handshake:
         "_receive",
         "_scope",
         "_send",
+        "_tells_who_ended",
         "accepted",
         "closed",
         "credentials",
+        "ended_by_server",
         "left_with",
         "peer_left",
     )
@@ -81,6 +87,9 @@ class Handshake:
         self.peer_left = False
         self.left_with = 1006
         """The close code, once the peer has left; the server's own for a violation."""
+        self.ended_by_server = ""
+        """Its reason, where the server below ended it, such as a slug of ours."""
+        self._tells_who_ended = LIMIT_MESSAGES in scope.get("extensions", {})
 
     async def accept(self) -> None:
         """Complete the opening handshake; choose our subprotocol if it was offered.
@@ -113,9 +122,17 @@ class Handshake:
         if message["type"] != "websocket.receive":
             self.peer_left = True
             self.left_with = message.get("code") or 1005
+            self.ended_by_server = self._who_ended(message)
             return None
         text: str | None = message.get("text")
         return text if text is not None else message["bytes"]
+
+    def _who_ended(self, message: Message) -> str:
+        if self._tells_who_ended:
+            return str(message.get(ENDED_BY_SERVER, ""))
+        # another server says no more than this, and may mean the peer's own code
+        too_big = self.left_with == close_codes.MESSAGE_TOO_BIG.code
+        return close_codes.MESSAGE_TOO_BIG.reason if too_big else ""
 
     async def send(self, payload: str | bytes) -> None:
         """Send one message.

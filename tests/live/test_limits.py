@@ -23,6 +23,7 @@ from websockets.protocol import State
 from authws import close_codes
 from authws.decisions.limits import Limit
 from authws.decisions.messages import MAX_JSON_DEPTH
+from authws.service.protocols import ProtocolLimits
 from authws.service.settings import Settings
 from authws.strategies.handshake import Handshake
 from tests.grants import (
@@ -235,6 +236,18 @@ async def malformed_messages(visit: Visit) -> Outcome:
         return await is_served(peer)
 
 
+async def many_pings(visit: Visit) -> Outcome:
+    burst = int(ProtocolLimits().control_rate)
+    async with visit.inside() as peer:
+        for _ in range(burst // 2):
+            await (await peer.ping())
+        assert await is_served(peer) == SERVED
+        with suppress(ConnectionClosed):
+            for _ in range(3 * burst):  # faster than any of it comes back
+                await peer.ping()
+        return await is_served(peer)
+
+
 TALK = json.dumps({"type": "message", "data": "x" * 400})
 
 
@@ -365,6 +378,13 @@ ROWS = (
         Outcome("message_too_big", code=1009),
         off=None,
         strategies=("first-message",),
+    ),
+    Row(
+        Limit.FRAMES,
+        {},
+        many_pings,
+        Outcome("rate_limited", code=1008),
+        off=None,
     ),
     Row(Limit.JSON_DEPTH, {}, a_deep_message, Outcome("malformed"), off=None),
     Row(Limit.ROOMS, {"max_rooms": 3}, many_rooms, Outcome("too_many_rooms")),

@@ -29,7 +29,7 @@ from authws.service.protocols.limits import (
     ProtocolLimits,
     Refusal,
 )
-from authws.strategies.handshake import LIMIT_MESSAGES
+from authws.strategies.handshake import ENDED_BY_SERVER, LIMIT_MESSAGES
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
@@ -301,7 +301,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.conn.close_sent is not None:
             code, reason = self.conn.close_sent.code, self.conn.close_sent.reason
         self.close_sent = True
-        self._finish(b"".join(self.conn.data_to_send()), code, reason)
+        last_words = b"".join(self.conn.data_to_send())
+        self._finish(last_words, code, reason, by_us=True)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer the handshake for the app, which hears that the peer is gone."""
@@ -314,13 +315,19 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.handshake_complete = self.close_sent = True
         self._finish(refusal.serialize(self.default_headers), WireCode.ABNORMAL_CLOSURE)
 
-    def _finish(self, last_words: bytes, code: int, reason: str = "") -> None:
+    def _finish(
+        self, last_words: bytes, code: int, reason: str = "", *, by_us: bool = False
+    ) -> None:
         self._unwatch_message()
         self.disconnected = True  # a send() from now on raises ClientDisconnected
         self.writable.set()
-        self.queue.put_nowait(
-            {"type": "websocket.disconnect", "code": code, "reason": reason}
-        )
+        message: dict[str, Any] = {
+            "type": "websocket.disconnect",
+            "code": code,
+            "reason": reason,
+            ENDED_BY_SERVER: reason if by_us else "",
+        }
+        self.queue.put_nowait(cast("ASGIReceiveEvent", message))
         self.transport.write(last_words)
         if self.read_paused:
             self.read_paused = False
