@@ -29,7 +29,7 @@ from tests.serving import serving
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROMPTLY = 0.1
-"""Seconds after the deadline by which it is over."""
+"""Seconds after the deadline by which it is over, on a machine that is never late."""
 LIFE = 0.9
 REASONS = {
     "query-param": "token_expired",
@@ -47,6 +47,35 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
         yield service
         await until(lambda: not service.house.hub.connections)
         assert [r.getMessage() for r in service.records if r.exc_info] == []
+
+
+class Machine:
+    """How late a timer comes here that nobody but the machine can make late.
+
+    Two cores may be shared with a whole test suite: what they take is no lateness of
+    ours, and would hide none that is.
+    """
+
+    def __init__(self) -> None:
+        self.late = 0.0
+
+    async def watch(self) -> None:
+        while True:
+            due = time.monotonic() + 0.01
+            await asyncio.sleep(0.01)
+            self.late = max(self.late, time.monotonic() - due)
+
+    def is_prompt(self, late: float) -> bool:
+        """Whether it was not early, and no later than it may be."""
+        return 0 <= late < PROMPTLY + self.late
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def machine() -> AsyncIterator[Machine]:
+    machine = Machine()
+    watching = asyncio.create_task(machine.watch())
+    yield machine
+    watching.cancel()
 
 
 @dataclass
@@ -102,17 +131,17 @@ async def join(peer: ClientConnection, room: str) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 async def test_a_silent_connection_ends_at_its_moment(
-    service: Service, strategy: str
+    service: Service, machine: Machine, strategy: str
 ) -> None:
     async with guest(service, strategy) as silent:
         code, reason, late = await silent.closing()
     assert (code, reason) == (1008, REASONS[strategy])
-    assert 0 <= late < PROMPTLY
+    assert machine.is_prompt(late)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 async def test_an_echo_ends_at_its_moment_without_a_word_before(
-    service: Service, strategy: str
+    service: Service, machine: Machine, strategy: str
 ) -> None:
     granted = await grant(service, strategy, ttl=LIFE)
     ends_at = time.time() + LIFE
@@ -124,23 +153,25 @@ async def test_an_echo_ends_at_its_moment_without_a_word_before(
             await asyncio.wait_for(peer.recv(), 10)
         late = time.time() - ends_at
     assert (peer.close_code, peer.close_reason) == (1008, REASONS[strategy])
-    # where an echo says no expires_at, it began a little before ours
-    assert -PROMPTLY < late < PROMPTLY
+    # an echo says no expires_at: what we took for it may be a little late itself
+    assert machine.is_prompt(late) or -PROMPTLY < late < 0
 
 
-async def test_an_idle_session_ends_at_its_idle_limit(service: Service) -> None:
+async def test_an_idle_session_ends_at_its_idle_limit(
+    service: Service, machine: Machine
+) -> None:
     granted = await grant(service, "session-cookie", idle_ttl=LIFE, ttl=900)
     async with await knock(service, "/ws/session-cookie", granted.cookie) as peer:
         welcome = await hear(peer)
         idle = Guest(peer, welcome["expires_at"], welcome["connection"])
         code, reason, late = await idle.closing()
     assert (code, reason) == (1008, "session_expired")
-    assert 0 <= late < PROMPTLY
+    assert machine.is_prompt(late)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 async def test_many_that_end_in_one_moment_all_end_at_it(
-    service: Service, strategy: str
+    service: Service, machine: Machine, strategy: str
 ) -> None:
     ends_at = time.time() + 2.0
     peers: list[ClientConnection] = []
@@ -158,9 +189,7 @@ async def test_many_that_end_in_one_moment_all_end_at_it(
     assert {(code, reason) for code, reason, _ in endings} == {
         (1008, REASONS[strategy])
     }
-    assert min(late for _, _, late in endings) >= 0
-    # this process has to read fifty of them in the meantime
-    assert max(late for _, _, late in endings) < 2 * PROMPTLY
+    assert all(machine.is_prompt(late) for _, _, late in endings), endings
 
 
 # -------------------------------------------------------------------------------- busy
@@ -177,7 +206,7 @@ def last(messages: list[dict[str, Any]], name: str) -> float:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 async def test_a_busy_connection_ends_at_its_moment_and_nothing_passes_after_it(
-    service: Service, strategy: str
+    service: Service, machine: Machine, strategy: str
 ) -> None:
     room = f"busy-{strategy}"
     bob = await grant(service, "query-param", "bob")
@@ -214,7 +243,7 @@ async def test_a_busy_connection_ends_at_its_moment_and_nothing_passes_after_it(
             1008,
             REASONS[strategy],
         )
-        assert 0 <= late < PROMPTLY
+        assert machine.is_prompt(late)
         left = {
             "type": "presence",
             "room": room,
@@ -243,7 +272,7 @@ async def test_a_busy_connection_ends_at_its_moment_and_nothing_passes_after_it(
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("waiting", ["nothing", "much"])
 async def test_one_that_does_not_read_is_let_go_of_at_its_moment(
-    service: Service, strategy: str, waiting: str
+    service: Service, machine: Machine, strategy: str, waiting: str
 ) -> None:
     room = f"deaf-{strategy}-{waiting}"
     hub = service.house.hub
@@ -270,7 +299,7 @@ async def test_one_that_does_not_read_is_let_go_of_at_its_moment(
             left = await hear(other)
             late = time.time() - deaf.ends_at
             assert (left["subject"], left["event"]) == ("alice", "left")
-            assert 0 <= late < PROMPTLY
+            assert machine.is_prompt(late)
             assert deaf.id not in hub.connections
             assert (len(kept._outbox), kept._outbox.size) == (0, 0)
             # should it read after all, within its second, it reads why
@@ -279,7 +308,9 @@ async def test_one_that_does_not_read_is_let_go_of_at_its_moment(
             assert (code, reason) == (1008, REASONS[strategy])
 
 
-async def test_one_that_never_reads_again_is_cut_off(service: Service) -> None:
+async def test_one_that_never_reads_again_is_cut_off(
+    service: Service, machine: Machine
+) -> None:
     async with guest(service, "query-param") as deaf:
         deaf.peer.transport.pause_reading()
         await until(lambda: deaf.id not in service.house.hub.connections)
@@ -288,7 +319,7 @@ async def test_one_that_never_reads_again_is_cut_off(service: Service) -> None:
                 while True:  # that the server is gone shows when we write
                     await deaf.peer.ping()
                     await asyncio.sleep(0.02)
-        assert 1.0 <= time.time() - deaf.ends_at < 1.0 + 3 * PROMPTLY
+        assert machine.is_prompt(time.time() - deaf.ends_at - 1.0)
 
 
 # ---------------------------------------------------------------------------- a notice
@@ -301,7 +332,11 @@ async def test_one_that_never_reads_again_is_cut_off(service: Service) -> None:
     ids=["half-a-short-life", "as-set", "off"],
 )
 async def test_a_notice_comes_once_ahead_of_the_end(
-    tmp_path: Path, strategy: str, setting: float, ahead: float | None
+    tmp_path: Path,
+    machine: Machine,
+    strategy: str,
+    setting: float,
+    ahead: float | None,
 ) -> None:
     async with running(tmp_path, expiry_notice=setting) as service:
         await service.add_user("alice")
@@ -316,7 +351,8 @@ async def test_a_notice_comes_once_ahead_of_the_end(
                         "expires_at": asked.ends_at,
                     }
             assert asked.peer.close_reason == REASONS[strategy]
-        assert notices == ([] if ahead is None else [pytest.approx(ahead, abs=0.1)])
+        assert len(notices) == (ahead is not None)
+        assert all(machine.is_prompt((ahead or 0) - left) for left in notices), notices
 
 
 # -------------------------------------------------------------- in somebody else's app
@@ -425,6 +461,7 @@ async def always_receives(connection: Connection, ended: list[str]) -> None:
 )
 async def test_a_handler_of_the_library_needs_no_code_for_it(
     tmp_path: Path,
+    machine: Machine,
     strategy: str,
     handler: Callable[[Connection, list[str]], Awaitable[None]],
     expected: list[str],
@@ -436,7 +473,7 @@ async def test_a_handler_of_the_library_needs_no_code_for_it(
                 await one.peer.send(word)
             code, reason, late = await one.closing()
             assert (code, reason) == (1008, REASONS[strategy])
-            assert 0 <= late < PROMPTLY
+            assert machine.is_prompt(late)
             await until(lambda: len(here.ended) == len(expected))
         reason = REASONS[strategy]
         assert here.ended == [line.format(reason=reason) for line in expected]

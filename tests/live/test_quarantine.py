@@ -36,7 +36,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 AUTH_TIMEOUT = 0.6
 CLOSE_TIMEOUT = 1.0
-PROMPTLY = 0.2
+PROMPTLY = 0.3
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
