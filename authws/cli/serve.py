@@ -23,6 +23,7 @@ from authws.service import doctor as checks
 from authws.service.app import create_app
 from authws.service.house import House
 from authws.service.key_files import prepare_data_dir
+from authws.service.protocols import ProtocolLimits
 from authws.service.server import Server, ServerConfig, build_config
 from authws.service.settings import Settings
 
@@ -97,6 +98,7 @@ def serve(
             max_message_bytes=settings.max_message_bytes,
             drain=settings.drain,
             trusted_proxies=settings.trusted_proxies,
+            protocol_limits=_protocol_limits(settings),
             ping_interval=settings.ping_interval,
             ping_timeout=settings.ping_timeout,
             log_config=_log_config(settings),
@@ -198,6 +200,16 @@ def _bind(settings: Settings) -> socket.socket:
         unless_bound.pop_all()
     listener.set_inheritable(True)
     return listener
+
+
+def _protocol_limits(settings: Settings) -> ProtocolLimits:
+    """A stranger counts from its TCP connection on; behind a proxy all that is seen
+    there is the proxy."""
+    seen = not settings.behind_proxy
+    return ProtocolLimits(
+        max_pending=settings.max_unauthenticated,
+        max_pending_per_address=settings.per_address.unauthenticated if seen else 0,
+    )
 
 
 def _bound_unsent_bytes(listener: socket.socket) -> None:

@@ -122,21 +122,26 @@ class Headcount:
     def counting(self, key: str) -> Iterator[Callable[[], None]]:
         """Count one in for as long as the block runs, or until it says otherwise."""
         is_inside = True
-        self.inside += 1
-        self._by_key[key] += 1
+        self.enter(key)
 
         def leave() -> None:
             nonlocal is_inside
             if is_inside:
                 is_inside = False
-                self._leave(key)
+                self.leave(key)
 
         try:
             yield leave
         finally:
             leave()
 
-    def _leave(self, key: str) -> None:
+    def enter(self, key: str) -> None:
+        """Count one in; ``leave`` must follow, once."""
+        self.inside += 1
+        self._by_key[key] += 1
+
+    def leave(self, key: str) -> None:
+        """Count one out."""
         self.inside -= 1
         self._by_key[key] -= 1
         if not self._by_key[key]:

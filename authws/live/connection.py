@@ -293,6 +293,7 @@ class Connection:
             return
         if not self.is_open:
             return
+        self.strikes = 0
         self._move_deadline()
         self.announce()
         if self.renewed is not None:

@@ -29,6 +29,7 @@ from typing import Any, Literal
 import uvicorn
 from uvicorn.server import HANDLED_SIGNALS
 
+from authws.decisions.limits import Headcount
 from authws.decisions.redaction import install_log_redaction, log_failure
 from authws.exceptions import ConfigurationError
 from authws.service.protocols import (
@@ -70,6 +71,10 @@ class ServerConfig(uvicorn.Config):
         self, app: Any, *, protocol_limits: ProtocolLimits, drain: float, **options: Any
     ) -> None:
         self.protocol_limits = protocol_limits
+        self.pending = Headcount(
+            protocol_limits.max_pending, protocol_limits.max_pending_per_address
+        )
+        """Who has connected and not sent a whole head yet, by the system's address."""
         self.drain = drain
         super().__init__(app, http=HttpProtocol, ws=WebSocketProtocol, **options)
 

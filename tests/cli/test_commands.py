@@ -137,6 +137,9 @@ def test_keys_in_the_environment_are_not_rotated_behind_its_back(
         ([], {"AUTHWS_DATA_DIR": "/dev/null"}, "AUTHWS_DATA_DIR"),
         ([], {"AUTHWS_BROKER_URL": "redis://x"}, "memory://"),
         ([], {"AUTHWS_JWKS_URL": "https://a.example/jwks"}, "AUTHWS_JWKS_ISSUER"),
+        ([], {"AUTHWS_OUTBOX_BYTES": "262143"}, "4 times AUTHWS_MAX_MESSAGE_BYTES"),
+        ([], {"AUTHWS_MAX_MESSAGE_BYTES": "0"}, "4 times AUTHWS_MAX_MESSAGE_BYTES"),
+        ([], {"AUTHWS_MAX_MESSAGE_BYTES": "1023"}, "set it to 1024"),
     ],
 )
 def test_serve_refuses_what_doctor_explains(
@@ -154,6 +157,14 @@ def test_serve_refuses_what_doctor_explains(
     explained = authws("doctor", *options)
     assert explained.exit_code == 1
     assert change in explained.output
+
+
+def test_doctor_takes_limits_that_just_fit_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AUTHWS_OUTBOX_BYTES", "4096")
+    monkeypatch.setenv("AUTHWS_MAX_MESSAGE_BYTES", "1024")
+    assert "0 errors" in authws("doctor").output
 
 
 def test_doctor_finds_no_error_in_the_defaults() -> None:

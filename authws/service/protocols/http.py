@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from websockets.datastructures import Headers
 from websockets.http11 import Request
 
+from authws.decisions.limits import Headcount
 from authws.service.protocols import limits
 from authws.service.protocols.closing import linger
 from authws.service.protocols.limits import ProtocolLimits, Refusal
@@ -40,6 +41,10 @@ class _RefusedError(Exception):
     """Stops the parser inside a head, before the app is called."""
 
 
+_UNCOUNTED = Headcount(0, 0)
+"""For a configuration that is not ours."""
+
+
 class HttpProtocol(HttpToolsProtocol):
     """Uvicorn's HTTP protocol, with the bounds of ``config.protocol_limits``."""
 
@@ -54,6 +59,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.limits: ProtocolLimits = getattr(
             config, "protocol_limits", ProtocolLimits()
         )
+        self._pending: Headcount = getattr(config, "pending", _UNCOUNTED)
+        self._is_pending = False
         # A connection owes us a head from its first moment on.
         self._reading = _Reading.HEAD
         self._message = 0
@@ -69,15 +76,33 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        address = self._address
+        if self._pending.is_full() or self._pending.is_full_for(address):
+            # no answer: to write one for each is what a flood wants of us
+            self._finished = True
+            transport.abort()
+            return
+        self._is_pending = True
+        self._pending.enter(address)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._finished = True
+        self._be_pending_no_more()
         self._unwatch()
         if self._cutoff is not None:
             self._cutoff.cancel()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
+
+    @property
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
+
+    def _be_pending_no_more(self) -> None:
+        if self._is_pending:
+            self._is_pending = False
+            self._pending.leave(self._address)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, unless this connection is only waiting for its end."""
@@ -134,6 +159,7 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._be_pending_no_more()
         version = self.parser.get_http_version()
         if version not in {"1.0", "1.1"}:  # the parser takes 0.9 and 2.0 as well
             self._stop(limits.BAD_REQUEST)

@@ -25,6 +25,10 @@ class ProtocolLimits:
     that; the other figures are those of widespread servers and of threats.md.
     """
 
+    max_pending: int = 4096
+    """Connections that have not sent a whole head yet. 0 is off."""
+    max_pending_per_address: int = 0
+    """The same, of one address as the system sees it: that of a proxy, behind one."""
     head_timeout: float = 10.0
     """From the connection, or a request's first byte, to the end of its head."""
     body_timeout: float = 30.0
