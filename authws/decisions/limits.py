@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import lru_cache
 
 __all__ = [
     "Headcount",
     "KeyedBuckets",
     "Limit",
     "TokenBucket",
+    "household",
     "retry_after",
     "wire_size",
 ]
@@ -146,6 +149,18 @@ class Headcount:
         self._by_key[key] -= 1
         if not self._by_key[key]:
             del self._by_key[key]
+
+
+@lru_cache(maxsize=4096)
+def household(address: str) -> str:
+    """Return what counts as one address: of IPv6 a /64, the least that anyone gets
+    (RFC 6177), so that nobody has 2^64 of them."""
+    if ":" not in address:
+        return address
+    try:
+        return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return address
 
 
 def retry_after(seconds: float) -> int:

@@ -18,7 +18,7 @@ from typing import Literal
 
 from authws import close_codes
 from authws.clock import Clock
-from authws.decisions.limits import Headcount, KeyedBuckets, Limit
+from authws.decisions.limits import Headcount, KeyedBuckets, Limit, household
 from authws.decisions.redaction import log_failure
 from authws.exceptions import (
     AuthError,
@@ -137,7 +137,7 @@ class Door:
         Raises:
             NotAdmittedError: it was refused, or the peer left; all is answered.
         """
-        address = handshake.credentials.address
+        address = household(handshake.credentials.address)
         try:
             self._check_room(address)
         except AuthError as error:

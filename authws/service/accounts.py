@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from authws.clock import Clock
-from authws.decisions.limits import Limit
+from authws.decisions.limits import Limit, household
 from authws.decisions.session_cookies import SessionCookieSigner, session_digest
 from authws.decisions.tokens import TokenIssuer
 from authws.exceptions import (
@@ -296,14 +296,15 @@ class Accounts:
 
     async def _authenticate(self, username: str, password: str, client: Client) -> User:
         account = _account(username)
-        async with self._turn(client.address):
+        address = household(client.address)
+        async with self._turn(address):
             try:
-                async with self._throttle.attempt(account, client.address):
+                async with self._throttle.attempt(account, address):
                     user = await self._users.authenticate(username, password)
                     if user is None:
-                        await self._throttle.failed(account, client.address)
+                        await self._throttle.failed(account, address)
                     else:
-                        await self._throttle.succeeded(account, client.address)
+                        await self._throttle.succeeded(account, address)
             except RateLimitedError as error:
                 raise self._refused(
                     "login_throttled", error, client, subject=account

@@ -14,6 +14,7 @@ from authws.decisions.limits import (
     Headcount,
     KeyedBuckets,
     TokenBucket,
+    household,
     retry_after,
     wire_size,
 )
@@ -260,3 +261,19 @@ def test_what_was_set_leaves_the_others_as_they_are(setting: str, field: str) ->
         for name in ("handshake_rate", "connections", "unauthenticated"):
             expected = 3 if name == field else getattr(usual, name)
             assert getattr(found, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("", "unix:", False),
+    ],
+)
+def test_an_address_of_ipv6_is_its_whole_network(
+    one: str, other: str, same: bool
+) -> None:
+    assert (household(one) == household(other)) is same

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from websockets.datastructures import Headers
 from websockets.http11 import Request
 
-from authws.decisions.limits import Headcount
+from authws.decisions.limits import Headcount, household
 from authws.service.protocols import limits
 from authws.service.protocols.closing import linger
 from authws.service.protocols.limits import ProtocolLimits, Refusal
@@ -97,7 +97,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     @property
     def _address(self) -> str:
-        return self.client[0] if self.client else ""
+        return household(self.client[0]) if self.client else ""
 
     def _be_pending_no_more(self) -> None:
         if self._is_pending:
