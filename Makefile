@@ -3,7 +3,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 PROJECT := $(wildcard authws tests examples bench)
 
 .PHONY: run test test-needs security check format install install-dev lock clean

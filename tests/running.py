@@ -171,7 +171,10 @@ async def running(tmp_path: Path, **settings: Any) -> AsyncIterator[Service]:
     ``server`` among them goes to ``build_config``, such as a shorter ping interval.
     Every log record of every logger is kept in ``service.records``.
     """
-    port = settings.pop("port", None) or free_port()
+    # bound before the app is made, and kept: of a number alone another test run on
+    # this machine could come first
+    listener = socket.create_server(("127.0.0.1", settings.pop("port", 0)))
+    port = listener.getsockname()[1]
     server: dict[str, Any] = settings.pop("server", {})
     clock = TestClock()
     configured = Settings(
@@ -201,13 +204,14 @@ async def running(tmp_path: Path, **settings: Any) -> AsyncIterator[Service]:
     try:
         async with serving(
             app,
-            port=port,
+            listener=listener,
             max_message_bytes=configured.max_message_bytes,
             trusted_proxies=configured.trusted_proxies,
             **server,
         ):
             yield Service(port, app, house, await started, clock, records)
     finally:
+        listener.close()
         for logger in watched:
             logger.removeHandler(recorder)
 

@@ -35,15 +35,19 @@ class _Server(Server):
 
 
 @asynccontextmanager
-async def serving(app: Any, **config: Any) -> AsyncIterator[int]:
+async def serving(
+    app: Any, *, listener: socket.socket | None = None, **config: Any
+) -> AsyncIterator[int]:
     """Serve ``app`` on a port of 127.0.0.1 that the system chooses; yield the port.
 
+    ``listener`` is a bound socket, for an app that must know its port before;
     ``config`` goes to ``build_config``. The server has stopped when this ends, with
     every connection cut off that a test has left open.
     """
     loop = asyncio.get_running_loop()
     listening: asyncio.Future[None] = loop.create_future()
     failures: list[BaseException] = []
+    sockets = None if listener is None else [listener]
 
     def tell() -> None:
         if not listening.done():
@@ -58,7 +62,7 @@ async def serving(app: Any, **config: Any) -> AsyncIterator[int]:
         factory = server.config.get_loop_factory()
         try:
             with asyncio.Runner(loop_factory=factory) as runner:
-                runner.run(server.serve())
+                runner.run(server.serve(sockets))
         except BaseException as error:  # a test must see it, SystemExit included
             failures.append(error)
             loop.call_soon_threadsafe(tell)
