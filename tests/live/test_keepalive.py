@@ -28,7 +28,7 @@ from tests.serving import serving
 from tests.wire import PING, PONG, TEXT, WirePeer, frame, wire
 
 INTERVAL, TIMEOUT = 0.2, 0.2
-PINGS = {"ping_interval": INTERVAL, "ping_timeout": TIMEOUT}
+PINGS: dict[str, Any] = {"ping_interval": INTERVAL, "ping_timeout": TIMEOUT}
 SLACK = 0.3
 """Seconds that a busy machine may take beyond what is due."""
 SLOW = 5 * (INTERVAL + TIMEOUT)
@@ -41,7 +41,9 @@ MANY = 300
 @asynccontextmanager
 async def meeting(tmp_path: Path) -> AsyncIterator[tuple[Service, Any, Grant]]:
     """A service that pings often, and somebody in its lobby; what Alice presents."""
-    async with running(tmp_path, server=PINGS) as service:
+    # nobody is ended for reading slowly here: all clients share one busy process
+    outbox = {"outbox_messages": 0, "outbox_bytes": 0}
+    async with running(tmp_path, server=PINGS, **outbox) as service:
         for name in ("alice", "bob"):
             await service.add_user(name)
         alice = await grant(service, "query-param")

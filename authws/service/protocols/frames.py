@@ -1,99 +1,332 @@
-"""The sans-IO WebSocket parser, with bounds on what may make up one message."""
+"""WebSocket frames (RFC 6455, section 5) without I/O: bytes in, what they mean out.
+
+Ours, because it stands between every byte of every peer and the app: one object and no
+generator per connection, limits that hold while a message arrives, no copy of a frame
+that came whole. It takes and refuses what the ``websockets`` library does; a test
+gives both the same bytes, whole and in pieces, and compares.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Generator
+import struct
+from collections.abc import Callable
+from typing import Protocol
 
-from websockets.datastructures import Headers
 from websockets.exceptions import ProtocolError
-from websockets.frames import CloseCode, Frame, Opcode
-from websockets.http11 import Response
-from websockets.protocol import Protocol
-from websockets.server import ServerProtocol
-from websockets.typing import Origin, StatusLike
+from websockets.frames import Close, CloseCode
+from websockets.utils import apply_mask
 
 from authws import close_codes
 from authws.decisions.limits import TokenBucket
 from authws.service.protocols.limits import ProtocolLimits
 
-__all__ = ["FrameParser"]
+__all__ = [
+    "FrameParser",
+    "FrameSink",
+    "close_answer",
+    "close_frame",
+    "data_frame",
+    "ping",
+    "pong",
+]
 
-_DATA = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
+CONTINUATION, TEXT, BINARY = 0x0, 0x1, 0x2
+CLOSE, PING, PONG = 0x8, 0x9, 0xA
+
+_FIN = 0x80
+_MASKED = 0x80
+_RESERVED = 0x70
+_LENGTH = 0x7F
+_CONTROL = 0x8
+MAX_CONTROL_PAYLOAD = 125
+
+_length_16 = struct.Struct("!BBH").pack
+_length_64 = struct.Struct("!BBQ").pack
 
 
-class FrameParser(ServerProtocol):
-    """The server's side of a connection whose handshake head was parsed before."""
+class FrameSink(Protocol):
+    """Hears what the peer said."""
+
+    def message_received(self, message: str | bytes) -> None:
+        """A whole message: text as ``str``, binary as ``bytes``."""
+
+    def ping_received(self, payload: bytes) -> None: ...
+
+    def pong_received(self, payload: bytes) -> None: ...
+
+    def close_received(self, close: Close) -> None:
+        """The peer's close frame; nothing after it is parsed."""
+
+    def protocol_violated(self, code: int, reason: str) -> None:
+        """The connection must fail (RFC 6455, 7.1.7); nothing more is parsed."""
+
+
+class _ViolationError(Exception):
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+class FrameParser:
+    """A peer's frames, from the first byte after the opening handshake."""
+
+    __slots__ = (
+        "_clock",
+        "_control",
+        "_fragments",
+        "_is_done",
+        "_kind",
+        "_limits",
+        "_parts",
+        "_rest",
+        "_size",
+        "max_message_size",
+        "messages",
+    )
 
     def __init__(
         self,
         *,
-        max_size: int,
+        max_message_size: int,
         limits: ProtocolLimits,
         clock: Callable[[], float],
-        logger: logging.Logger,
     ) -> None:
-        super().__init__(max_size=max_size, logger=logger)
-        # It would log heads and frames, and both carry credentials.
-        self.debug = False
+        self.max_message_size = max_message_size
+        """In bytes of payload, all fragments together; holds from the next frame on."""
         self.messages = 0
         """How many messages have come to their end."""
-        self._fragments = 0
-        self._max_fragments = limits.max_fragments
+        self._limits = limits
         self._clock = clock
-        rate = limits.control_rate
-        self._control = TokenBucket(rate, max(rate, 1.0), clock())
-
-    def let_go(self) -> None:
-        """Stop the parser, a generator that refers to this object and it to it."""
-        self.parser.close()
-
-    def process_origin(self, headers: Headers) -> Origin | None:
-        """Leave the page's origin to the app, which answers 403 and logs it.
-
-        The library would answer a repeated one with 400, and nobody would hear of it.
-        """
-        return None
+        self._control: TokenBucket | None = None  # most peers never need it
+        self._rest: bytearray | None = None
+        """What came of a frame whose end has not."""
+        self._kind = CONTINUATION
+        """Of the message whose fragments are coming; CONTINUATION if none is."""
+        self._parts: list[bytes] | None = None
+        self._size = 0
+        self._fragments = 0
+        self._is_done = False
 
     @property
     def within_message(self) -> bool:
         """Whether a message, or a frame, has begun and not ended."""
-        return self.current_size is not None or bool(self.reader.buffer)
+        return self._rest is not None or self._kind != CONTINUATION
 
-    def parse(self) -> Generator[None]:
-        """Parse frames from the start: the head never comes this way.
+    def stop(self) -> None:
+        """Parse nothing any more."""
+        self._is_done = True
+        self._rest = self._parts = None
+        self._kind = CONTINUATION
 
-        The library's own parser of heads stops at lines of 8 KiB, less than a token
-        may need, and leaves to its caller to send what it answers then.
-        """
-        yield from Protocol.parse(self)
+    def feed(self, data: bytes | bytearray, sink: FrameSink) -> None:
+        """Take what the peer sent, and tell ``sink`` what it means."""
+        if self._is_done:
+            return
+        if self._rest is not None:
+            self._rest += data
+            data = self._rest
+        at = 0
+        try:
+            while not self._is_done:
+                end = self._parse_frame(data, at, sink)
+                if end == at:
+                    break
+                at = end
+        except _ViolationError as violation:
+            self.stop()
+            sink.protocol_violated(violation.code, violation.reason)
+        if not self._is_done:
+            self._keep(data, at)
 
-    def recv_frame(self, frame: Frame) -> None:
-        """Count a frame before the library takes it."""
-        if frame.opcode in _DATA:
-            self._fragments += 1
-            if self._fragments > self._max_fragments:
-                self._refuse()
-        elif frame.opcode is not Opcode.CLOSE and not self._control.take(self._clock()):
-            self._refuse()
-        super().recv_frame(frame)
-        if frame.opcode in _DATA and frame.fin:
-            self._fragments = 0
-            self.messages += 1
+    def _keep(self, data: bytes | bytearray, at: int) -> None:
+        """Keep what follows the last whole frame."""
+        if at == len(data):
+            self._rest = None
+        elif data is self._rest:
+            del self._rest[:at]
+        else:
+            self._rest = bytearray(data[at:])
 
-    def reject(self, status: StatusLike, text: str) -> Response:
-        """Refuse the handshake; no cache may answer the next one (RFC 6750, 5.3)."""
-        response = super().reject(status, text)
-        response.headers["Cache-Control"] = "no-store"
-        return response
+    # ---------------------------------------------------------------------- one frame
 
-    def fail(self, code: CloseCode | int, reason: str = "") -> None:
-        """Fail the connection (RFC 6455, 7.1.7); our slugs replace the library's."""
-        if code == close_codes.MESSAGE_TOO_BIG.code:
-            reason = close_codes.MESSAGE_TOO_BIG.reason
-        super().fail(code, reason)
+    def _parse_frame(self, data: bytes | bytearray, at: int, sink: FrameSink) -> int:
+        """Take the frame that begins at ``at``; return its end, or ``at`` if that has
+        not come."""
+        there = len(data) - at
+        if there < 2:
+            return at
+        first, length = data[at], data[at + 1]
+        opcode = first & 0x0F
+        payload_at = at + 6
+        if not length & _MASKED:
+            raise _ViolationError(CloseCode.PROTOCOL_ERROR, "incorrect masking")
+        length &= _LENGTH
+        if opcode >= _CONTROL or first & _RESERVED:
+            _check_control(first, opcode, length)
+        else:
+            if length == 126:
+                if there < 4:
+                    return at
+                length = int.from_bytes(data[at + 2 : at + 4], "big")
+                payload_at += 2
+            elif length == 127:
+                if there < 10:
+                    return at
+                length = int.from_bytes(data[at + 2 : at + 10], "big")
+                payload_at += 8
+            self._check_data(opcode, length)
+        end = payload_at + length
+        if end > len(data):
+            return at
+        payload = apply_mask(data[payload_at:end], data[payload_at - 4 : payload_at])
+        if opcode >= _CONTROL:
+            self._take_control(opcode, payload, sink)
+        else:
+            self._take_data(opcode, first & _FIN, payload, sink)
+        return end
 
-    def _refuse(self) -> None:
-        close = close_codes.RATE_LIMITED
-        self.fail(close.code, close.reason)
-        raise ProtocolError(close.reason)  # stops the parser; the close frame stands
+    def _check_data(self, opcode: int, length: int) -> None:
+        """Refuse a data frame by its head, before its payload is there."""
+        if opcode == CONTINUATION:
+            if self._kind == CONTINUATION:
+                raise _ViolationError(
+                    CloseCode.PROTOCOL_ERROR, "unexpected continuation frame"
+                )
+        elif opcode > BINARY:
+            raise _ViolationError(CloseCode.PROTOCOL_ERROR, "invalid opcode")
+        elif self._kind != CONTINUATION:
+            raise _ViolationError(
+                CloseCode.PROTOCOL_ERROR, "expected a continuation frame"
+            )
+        if self._size + length > self.max_message_size:
+            raise _ViolationError(*_TOO_BIG)
+
+    def _take_data(
+        self, opcode: int, is_last: int, payload: bytes, sink: FrameSink
+    ) -> None:
+        if opcode == CONTINUATION or not is_last:
+            whole = self._add_fragment(opcode, is_last, payload)
+            if whole is None:
+                return
+            opcode, payload = whole
+        self.messages += 1
+        if opcode == BINARY:
+            sink.message_received(payload)
+            return
+        try:
+            text = payload.decode()
+        except UnicodeDecodeError:  # RFC 6455, 8.1
+            raise _ViolationError(CloseCode.INVALID_DATA) from None
+        sink.message_received(text)
+
+    def _add_fragment(
+        self, opcode: int, is_last: int, payload: bytes
+    ) -> tuple[int, bytes] | None:
+        """Return the kind and payload of the message that this fragment ends."""
+        self._fragments += 1
+        if self._fragments > self._limits.max_fragments:
+            raise _ViolationError(*_TOO_MANY)
+        if self._parts is None:
+            self._parts = []
+            self._kind = opcode
+        self._parts.append(payload)
+        self._size += len(payload)
+        if not is_last:
+            return None
+        kind, message = self._kind, b"".join(self._parts)
+        self._kind, self._parts = CONTINUATION, None
+        self._size = self._fragments = 0
+        return kind, message
+
+    def _take_control(self, opcode: int, payload: bytes, sink: FrameSink) -> None:
+        if opcode == CLOSE:
+            close = _parse_close(payload)
+            self.stop()
+            sink.close_received(close)
+            return
+        if self._control is None:
+            rate = self._limits.control_rate
+            self._control = TokenBucket(rate, max(rate, 1.0), self._clock())
+        if not self._control.take(self._clock()):
+            raise _ViolationError(*_TOO_MANY)
+        if opcode == PING:
+            sink.ping_received(payload)
+        else:
+            sink.pong_received(payload)
+
+
+_TOO_BIG = (close_codes.MESSAGE_TOO_BIG.code, close_codes.MESSAGE_TOO_BIG.reason)
+_TOO_MANY = (close_codes.RATE_LIMITED.code, close_codes.RATE_LIMITED.reason)
+
+
+def _check_control(first: int, opcode: int, length: int) -> None:
+    """Refuse what RFC 6455, 5.2 and 5.5, does not allow by its first two bytes."""
+    if opcode > PONG or BINARY < opcode < CLOSE:
+        raise _ViolationError(CloseCode.PROTOCOL_ERROR, "invalid opcode")
+    if first & _RESERVED:  # no extension was negotiated
+        raise _ViolationError(CloseCode.PROTOCOL_ERROR, "reserved bits must be 0")
+    if length > MAX_CONTROL_PAYLOAD:
+        raise _ViolationError(CloseCode.PROTOCOL_ERROR, "control frame too long")
+    if not first & _FIN:
+        raise _ViolationError(CloseCode.PROTOCOL_ERROR, "fragmented control frame")
+
+
+def _parse_close(payload: bytes) -> Close:
+    try:
+        return Close.parse(payload)
+    except ProtocolError as error:
+        raise _ViolationError(CloseCode.PROTOCOL_ERROR, str(error)) from None
+    except UnicodeDecodeError:
+        raise _ViolationError(CloseCode.INVALID_DATA) from None
+
+
+# ---------------------------------------------------------------------- what we send
+
+
+def data_frame(payload: str | bytes) -> bytes:
+    """One whole message as one frame; a server does not mask (RFC 6455, 5.1)."""
+    if isinstance(payload, str):
+        return _frame(TEXT, payload.encode())
+    return _frame(BINARY, payload)
+
+
+def close_frame(code: int, reason: str = "") -> bytes:
+    """A close frame.
+
+    Raises:
+        ValueError: a code that is not for the wire, a reason over 123 bytes.
+    """
+    try:
+        payload = Close(code, reason).serialize()
+    except ProtocolError as error:
+        raise ValueError(str(error)) from None
+    if len(payload) > MAX_CONTROL_PAYLOAD:
+        raise ValueError("a close reason has at most 123 bytes")
+    return _frame(CLOSE, payload)
+
+
+def close_answer(close: Close) -> bytes:
+    """The answer to a peer's close frame: its own code and reason."""
+    if close.code == CloseCode.NO_STATUS_RCVD:  # there was none
+        return _frame(CLOSE, b"")
+    return close_frame(close.code, close.reason)
+
+
+def ping(payload: bytes) -> bytes:
+    """A ping."""
+    return _frame(PING, payload)
+
+
+def pong(payload: bytes) -> bytes:
+    """The answer to a ping: its own payload (RFC 6455, 5.5.3)."""
+    return _frame(PONG, payload)
+
+
+def _frame(opcode: int, payload: bytes) -> bytes:
+    size = len(payload)
+    if size < 126:
+        return bytes((_FIN | opcode, size)) + payload
+    if size < 65_536:
+        return _length_16(_FIN | opcode, 126, size) + payload
+    return _length_64(_FIN | opcode, 127, size) + payload

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from websockets.datastructures import Headers
-from websockets.http11 import Request
 
 from authws.decisions.limits import Headcount, household
 from authws.service.protocols import limits
 from authws.service.protocols.closing import linger
 from authws.service.protocols.limits import ProtocolLimits, Refusal
+from authws.service.protocols.opening import upgrade_refusal
 from authws.service.protocols.websocket import WebSocketProtocol
 
 if TYPE_CHECKING:
@@ -163,7 +162,8 @@ class HttpProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version not in {"1.0", "1.1"}:  # the parser takes 0.9 and 2.0 as well
             self._stop(limits.BAD_REQUEST)
-        refusal = limits.upgrade_refusal(
+        refusal = upgrade_refusal(
+            self.parser.get_method(),
             version,
             self.url,
             self.headers,
@@ -212,19 +212,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._finished = True
         self._unset_keepalive_if_required()
         self.connections.discard(self)
-        protocol = WebSocketProtocol(self.config, self.server_state, self.app_state)
-        protocol.connection_made(self.transport)
+        protocol = WebSocketProtocol(self.config, self.server_state)
         self.transport.set_protocol(protocol)
-        protocol.handle_connect(
-            Request(
-                self.url.decode("ascii"),
-                Headers(
-                    (name.decode("ascii"), value.decode("latin-1"))
-                    for name, value in self.headers
-                ),
-                self.scope["method"],
-            )
-        )
+        task = protocol.open(self.transport, cast(dict[str, Any], self.scope), self.url)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
         # It holds our callbacks, and so us: without it nothing is left of this object.
         self.parser = None  # type: ignore[assignment]
 

@@ -7,11 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-__all__ = [
-    "ProtocolLimits",
-    "Refusal",
-    "upgrade_refusal",
-]
+__all__ = ["Headers", "ProtocolLimits", "Refusal"]
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Names in lower case, values as they came."""
@@ -97,32 +93,7 @@ VERSION_UNSUPPORTED = Refusal(
     # RFC 6455, 4.2.2: the answer names the versions that the server speaks
     ((b"sec-websocket-version", b"13"),),
 )
+METHOD_NOT_ALLOWED = Refusal(
+    HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", ((b"allow", b"GET"),)
+)
 RESTARTING = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "restart")
-
-
-def upgrade_refusal(
-    http_version: str, target: bytes, headers: Headers, *, is_upgrade: bool
-) -> Refusal | None:
-    """Say why a request cannot become a WebSocket, before anything looks at it.
-
-    What remains (method, key) is checked by the ``websockets`` library, RFC 6455,
-    4.2.1. A request that is no upgrade but carries a key is half a handshake: most
-    often a proxy that does not pass ``Upgrade`` on.
-    """
-    if not is_upgrade:
-        half = any(name == b"sec-websocket-key" for name, _ in headers)
-        return BAD_HANDSHAKE if half else None
-    if http_version != "1.1":  # RFC 6455, 4.2.1: "an HTTP/1.1 or higher GET request"
-        return BAD_HANDSHAKE
-    # A head is ASCII (RFC 3986), and a body could only be data that came too early.
-    if not target.isascii() or _has_body(headers):
-        return BAD_HANDSHAKE
-    versions = [value for name, value in headers if name == b"sec-websocket-version"]
-    return None if versions == [b"13"] else VERSION_UNSUPPORTED
-
-
-def _has_body(headers: Headers) -> bool:
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
-        for name, value in headers
-    )

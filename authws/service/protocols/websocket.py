@@ -1,4 +1,8 @@
-"""WebSocket with deadlines and limits, and an end that the peer can read.
+"""One WebSocket between the transport and an ASGI app, with deadlines and limits.
+
+Written for many peers that are idle most of the time: no queue, no event and no task
+that it could do without, nothing kept of the head once the app has it, and no reference
+cycle, so that what is over is freed at once.
 
 Every ending on this side goes one way: a close frame, then our half of the connection
 is closed, then, ``close_timeout`` seconds later at most, the peer is cut off.
@@ -8,19 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote
+import secrets
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
-from uvicorn.protocols.utils import ClientDisconnected, get_client_addr
-from uvicorn.protocols.websockets.websockets_sansio_impl import (
-    WebSocketsSansIOProtocol,
-)
+from uvicorn.protocols.utils import ClientDisconnected
+from websockets.frames import Close
 from websockets.frames import CloseCode as WireCode
-from websockets.protocol import State
 
 from authws import close_codes
 from authws.close_codes import CloseCode
 from authws.decisions.redaction import log_failure
+from authws.service.protocols import frames
 from authws.service.protocols.closing import linger
 from authws.service.protocols.frames import FrameParser
 from authws.service.protocols.limits import (
@@ -29,177 +35,273 @@ from authws.service.protocols.limits import (
     ProtocolLimits,
     Refusal,
 )
+from authws.service.protocols.opening import (
+    HttpResponse,
+    accept_value,
+    subprotocols,
+    switching_protocols,
+)
 from authws.strategies.handshake import ENDED_BY_SERVER, LIMIT_MESSAGES
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
     from uvicorn.config import Config
     from uvicorn.server import ServerState
-    from websockets.frames import Frame
-    from websockets.http11 import Request
 
 __all__ = ["WebSocketProtocol"]
 
+Event = dict[str, Any]
+Scope = dict[str, Any]
 
-class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Uvicorn's WebSocket protocol, with the bounds of ``config.protocol_limits``."""
+logger = logging.getLogger("uvicorn.error")
 
-    conn: FrameParser
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self.limits: ProtocolLimits = getattr(
+class Stage(IntEnum):
+    """How far a connection has come."""
+
+    ASKED = 0
+    """The handshake awaits the app's answer."""
+    DENYING = 1
+    """The app has begun an HTTP response of its own."""
+    OPEN = 2
+    CLOSING = 3
+    """The app has sent its close frame; the peer's is awaited, and nothing else."""
+    OVER = 4
+    """All is said on our side: the peer may end its half."""
+
+
+class WebSocketProtocol(asyncio.Protocol):
+    """The server's side of one WebSocket, with the bounds of ``ProtocolLimits``."""
+
+    __slots__ = (
+        "__weakref__",
+        "_accepts",
+        "_client",
+        "_config",
+        "_connections",
+        "_cutoff",
+        "_drained",
+        "_events",
+        "_headers",
+        "_is_lost",
+        "_is_reading_paused",
+        "_keepalive",
+        "_limits",
+        "_loop",
+        "_message_deadline",
+        "_parser",
+        "_path",
+        "_ping_payload",
+        "_read_on_at",
+        "_response",
+        "_stage",
+        "_waiter",
+        "_watched_message",
+        "is_limited",
+        "transport",
+    )
+
+    def __init__(self, config: Config, state: ServerState) -> None:
+        self._config = config
+        self._limits: ProtocolLimits = getattr(
             config, "protocol_limits", ProtocolLimits()
         )
-        self.conn = FrameParser(
-            max_size=config.ws_max_size,
-            limits=self.limits,
-            clock=self.loop.time,
-            logger=logging.getLogger("uvicorn.error"),
-        )
-        self.close_timeout = self.limits.close_timeout
+        self._loop = asyncio.get_running_loop()
+        self._connections = state.connections
+        self._headers = state.default_headers
+        self._client: tuple[str, int] | None = None
+        self._path = ""
+        self._accepts = b""
+        """What ``Sec-WebSocket-Accept`` will say."""
+        self._response: HttpResponse | None = None
+        """The app's own answer in place of a WebSocket, as far as it has come."""
+        self._stage = Stage.ASKED
+        self._is_lost = False
         self.is_limited = False
         """Whether the app bounds the peer's messages, as it does a stranger's."""
-        self._read_on_at = 0.0
+        self._parser = FrameParser(
+            max_message_size=config.ws_max_size,
+            limits=self._limits,
+            clock=self._loop.time,
+        )
+        self._events: deque[Event] | None = None
+        """What the app has not taken; most of the time it waits for the next."""
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_reading_paused = False
+        self._drained: asyncio.Event | None = None
+        """Set once a peer that takes too little has taken enough."""
         self._watched_message = 0
         self._message_deadline: asyncio.TimerHandle | None = None
+        self._keepalive: asyncio.TimerHandle | None = None
+        self._ping_payload = b""
+        """Of the ping whose pong is awaited."""
+        self._read_on_at = 0.0
         self._cutoff: asyncio.TimerHandle | None = None
 
     # ----------------------------------------------------------------- the connection
 
+    def open(
+        self, transport: asyncio.Transport, request: Scope, target: bytes
+    ) -> asyncio.Task[None]:
+        """Take over a request whose head was held to our limits, and ask the app.
+
+        ``request`` is its HTTP scope, which becomes the WebSocket's.
+        """
+        self.transport = transport
+        self._connections.add(self)  # type: ignore[arg-type]
+        self._client = request["client"]
+        self._accepts = accept_value(request["headers"])
+        raw_path, _, query_string = target.partition(b"?")
+        root_path = request["root_path"]
+        del request["method"]
+        request |= {
+            "type": "websocket",
+            "asgi": request["asgi"] | {"spec_version": "2.4"},
+            "scheme": "wss" if request["scheme"] == "https" else "ws",
+            "path": root_path + unquote(raw_path.decode("ascii")),
+            "raw_path": root_path.encode("ascii") + raw_path,
+            "query_string": query_string,
+            "subprotocols": subprotocols(request["headers"]),
+            "extensions": {
+                "websocket.http.response": {},
+                LIMIT_MESSAGES: {"set": self._limit_messages},
+            },
+        }
+        self._path = request["path"]
+        self._tell({"type": "websocket.connect"})
+        return self._loop.create_task(self._run_app(request))
+
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the app, and let go of everything."""
+        self._is_lost = True
+        self._is_reading_paused = False
+        self._stop_keepalive()
         self._unwatch_message()
         if self._cutoff is not None:
             self._cutoff.cancel()
             self._cutoff = None
-        super().connection_lost(exc)
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Undo what refers back to us: what no cycle holds is freed at once.
-
-        Else it waits for a full collection, which stops the whole process for as long
-        as it takes to look at every object of every connection.
-        """
-        self.conn.let_go()
-        if hasattr(self, "scope"):
-            cast(dict[str, Any], self.scope["extensions"]).pop(LIMIT_MESSAGES, None)
+        self._parser.stop()
+        self._connections.discard(self)
+        # nothing more is known of how the peer went (RFC 6455, 7.1.5)
+        code = (
+            WireCode.NO_STATUS_RCVD
+            if self._stage >= Stage.OPEN
+            else WireCode.ABNORMAL_CLOSURE
+        )
+        self._stage = Stage.OVER
+        self._tell({"type": "websocket.disconnect", "code": int(code)})
+        self.resume_writing()
+        if exc is None:
+            self.transport.close()
 
     @property
     def is_stranger(self) -> bool:
         """Whether the app has not told us yet that it knows the peer."""
-        return self.is_limited or not self.handshake_complete
+        return self.is_limited or self._stage <= Stage.DENYING
 
     def shutdown(self) -> None:
         """End the connection for a restart of the server."""
-        if self.handshake_complete:
+        if self._stage is Stage.ASKED:
+            self._refuse(RESTARTING)
+        elif self._stage is not Stage.DENYING:
             close = close_codes.SERVICE_RESTART
             self._end(close.code, close.reason)
-        elif self.initial_response is None:
-            self._refuse(RESTARTING)
+
+    def _log(self, what: str) -> None:
+        client = "{}:{}".format(*self._client) if self._client else ""
+        logger.info('%s - "WebSocket %s" %s', client, quote(self._path), what)
 
     # ---------------------------------------------------------------------- receiving
 
-    def handle_connect(self, event: Request) -> None:
-        """Take a handshake whose head was parsed and held to our limits before."""
-        super().handle_connect(event)
-        if self.close_sent:
-            self._cut_off_later()
-        else:
-            extensions = cast(dict[str, Any], self.scope["extensions"])
-            extensions[LIMIT_MESSAGES] = {"set": self._limit_messages}
-
-    def _limit_messages(self, max_bytes: int | None) -> None:
-        """Bound the messages from the next frame on; None for the usual bound."""
-        self.is_limited = max_bytes is not None
-        usual = self.config.ws_max_size
-        self.conn.max_message_size = min(max_bytes or usual, usual)
-
     def data_received(self, data: bytes) -> None:
         """Parse frames; before the handshake is answered there can be none."""
-        if self.disconnected:
-            return
-        if not self.handshake_complete:
+        if self._stage is Stage.OPEN or self._stage is Stage.CLOSING:
+            self._parser.feed(data, self)
+            self._watch_message()
+        elif self._stage is Stage.ASKED:
             # RFC 6455, 4.1: the client waits for our answer. What comes before it
             # must never pass for the message of an authenticated peer.
-            if self.initial_response is None:
-                self._refuse(EARLY_DATA)
-            return
-        self.conn.receive_data(data)
-        self.handle_events()
-        if self.conn.parser_exc is not None:
-            self.handle_parser_exception()
-        else:
-            self._watch_message()
+            self._refuse(EARLY_DATA)
 
-    def send_receive_event_to_app(self) -> None:
+    def message_received(self, message: str | bytes) -> None:
         """Pass a whole message on, and read no further until the app took it."""
-        data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
-        self.frames = []
-        if self.close_sent:
+        if self._stage is not Stage.OPEN:
             return
-        if self.curr_msg_data_type == "bytes":
-            self.queue.put_nowait({"type": "websocket.receive", "bytes": data})
-        else:
-            try:
-                text = data.decode()
-            except UnicodeDecodeError:  # RFC 6455, 8.1
-                path = quote(self.scope["path"])
-                peer = get_client_addr(self.scope)
-                self.logger.info('%s - "WebSocket %s" sent invalid UTF-8', peer, path)
-                self._end(CloseCode.INVALID_DATA)
-                return
-            self.queue.put_nowait({"type": "websocket.receive", "text": text})
-        if not self.read_paused:
-            self.read_paused = True
+        kind = "text" if isinstance(message, str) else "bytes"
+        self._tell({"type": "websocket.receive", kind: message})
+        if not self._is_reading_paused:
+            self._is_reading_paused = True
             self.transport.pause_reading()
 
-    async def receive(self) -> ASGIReceiveEvent:
-        """Give the app its next event; what we read then may be a pong."""
-        event = await super().receive()
-        if self.pong_timer is not None:
-            self._read_on_at = self.loop.time()
-        return event
+    def ping_received(self, payload: bytes) -> None:
+        """Answer with a pong."""
+        self.transport.write(frames.pong(payload))
 
-    def handle_ping(self) -> None:
-        """Send the pong that the parser made, unless our half is closed."""
-        if not self.disconnected:
-            super().handle_ping()
+    def pong_received(self, payload: bytes) -> None:
+        """Note that the peer is there, if this answers the ping in flight."""
+        if payload and payload == self._ping_payload:
+            self._ping_payload = b""
+            self._schedule_ping()
 
-    def handle_close(self, event: Frame) -> None:
+    def close_received(self, close: Close) -> None:
         """Answer the peer's close frame, unless it is itself the answer to ours.
 
         A peer may have sent more behind it: what comes is dropped, not left unread,
         or a reset would take our close frame away from it.
         """
-        received = self.conn.close_rcvd
-        if self.disconnected or self.transport.is_closing() or received is None:
-            return
-        self.stop_keepalive()
-        if self.close_timer is not None:
-            self.close_timer.cancel()
-            self.close_timer = None
-        last_words = b"".join(self.conn.data_to_send())
-        self._finish(last_words, received.code, received.reason)
+        answer = frames.close_answer(close) if self._stage is Stage.OPEN else b""
+        self._finish(answer, close.code, close.reason)
+
+    def protocol_violated(self, code: int, reason: str) -> None:
+        """Fail the connection."""
+        if code == CloseCode.INVALID_DATA:
+            self._log("sent invalid UTF-8")
+        self._end(code, reason)
+
+    def _tell(self, event: Event) -> None:
+        if self._events is None:
+            self._events = deque()
+        self._events.append(event)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _receive(self) -> Event:
+        """Give the app its next event; what we read then may be a pong."""
+        while not self._events:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        event = self._events.popleft()
+        if not self._events:
+            # the last is kept for an app that asks again; nothing else will come
+            self._events = deque((event,)) if self._is_lost else None
+            self._read_on()
+        if self._ping_payload:
+            self._read_on_at = self._loop.time()
+        return event
+
+    def _read_on(self) -> None:
+        if self._is_reading_paused:
+            self._is_reading_paused = False
+            self.transport.resume_reading()
+
+    def _limit_messages(self, max_bytes: int | None) -> None:
+        """Bound the messages from the next frame on; None for the usual bound."""
+        self.is_limited = max_bytes is not None
+        usual = self._config.ws_max_size
+        self._parser.max_message_size = min(max_bytes or usual, usual)
 
     def _watch_message(self) -> None:
         """Keep one deadline: that of the message, or frame, that is arriving."""
-        if self.disconnected or not self.conn.within_message:
+        parser = self._parser
+        if not parser.within_message:
             self._unwatch_message()
-        elif (
-            self._message_deadline is None
-            or self._watched_message != self.conn.messages
-        ):
+        elif self._message_deadline is None or self._watched_message != parser.messages:
             self._unwatch_message()
-            self._watched_message = self.conn.messages
-            self._message_deadline = self.loop.call_later(
-                self.limits.message_timeout, self._message_too_slow
+            self._watched_message = parser.messages
+            self._message_deadline = self._loop.call_later(
+                self._limits.message_timeout, self._message_too_slow
             )
 
     def _unwatch_message(self) -> None:
@@ -209,7 +311,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _message_too_slow(self) -> None:
         self._message_deadline = None
-        if self.read_paused:  # it is we who do not read
+        if self._is_reading_paused:  # it is we who do not read
             self._watch_message()
         else:
             close = close_codes.RATE_LIMITED
@@ -217,28 +319,90 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     # ------------------------------------------------------------------------ sending
 
-    async def send(self, message: ASGISendEvent) -> None:
-        """Take an event of the app; a close does not wait for a peer to read."""
-        if message["type"] == "websocket.close":
-            self.writable.set()
-        elif not self.writable.is_set():
-            await self.writable.wait()
-            if self.close_sent:  # by another task of the app, while this one waited
-                raise ClientDisconnected
-        await super().send(message)
-        if self.close_timer is not None:
-            self.close_timer.cancel()
-            self.close_timer = self.loop.call_later(
-                self.close_timeout, self.transport.abort
-            )
-        elif self.transport.is_closing():
-            self._cut_off_later()
+    def pause_writing(self) -> None:
+        """The peer takes less than we have for it."""
+        if self._drained is None:
+            self._drained = asyncio.Event()
 
-    async def run_asgi(self) -> None:
+    def resume_writing(self) -> None:
+        """It has taken enough, or will never."""
+        if self._drained is not None:
+            self._drained.set()
+            self._drained = None
+
+    async def _send(self, event: Event) -> None:
+        """Take an event of the app; a close does not wait for a peer to read.
+
+        Raises:
+            ClientDisconnected: nobody is there to hear it.
+            RuntimeError: it is not the time for such an event.
+            ValueError: it cannot be sent.
+        """
+        kind = event["type"]
+        while self._drained is not None and kind != "websocket.close":
+            await self._drained.wait()
+        if self._stage is Stage.OVER:
+            raise ClientDisconnected
+        steps = _STEPS.get(self._stage, {})
+        if kind not in steps:
+            raise RuntimeError(
+                f"{kind!r} is not expected: the stage is {self._stage!r}"
+            )
+        steps[kind](self, event)
+
+    def _accept(self, event: Event) -> None:
+        headers = [*self._headers, *event.get("headers", ())]
+        if event.get("subprotocol"):
+            chosen = event["subprotocol"].encode("ascii")
+            headers.append((b"Sec-WebSocket-Protocol", chosen))
+        answer = switching_protocols(self._accepts, headers)
+        self._log("[accepted]")
+        self._stage = Stage.OPEN
+        self.transport.write(answer)
+        self._schedule_ping()
+
+    def _deny(self, _: Event) -> None:
+        self._respond(HttpResponse(403, ()))
+
+    def _begin_response(self, event: Event) -> None:
+        self._response = HttpResponse(event["status"], event.get("headers", ()))
+        self._stage = Stage.DENYING
+
+    def _continue_response(self, event: Event) -> None:
+        assert self._response is not None  # noqa: S101 - the stage says so
+        self._response.body += event.get("body", b"")
+        if not event.get("more_body", False):
+            self._respond(self._response)
+
+    def _respond(self, response: HttpResponse) -> None:
+        """Answer the handshake with an HTTP response, whose end is the connection's."""
+        self._log(str(response.status))
+        self._finish(response.serialize(self._headers), WireCode.ABNORMAL_CLOSURE)
+
+    def _send_message(self, event: Event) -> None:
+        payload = event.get("bytes")
+        if payload is None:
+            payload = event["text"]
+        self.transport.write(frames.data_frame(payload))
+
+    def _send_close(self, event: Event) -> None:
+        code, reason = event.get("code", 1000), event.get("reason") or ""
+        frame = frames.close_frame(code, reason)
+        self._stage = Stage.CLOSING
+        self._stop_keepalive()
+        self.transport.write(frame)
+        self.resume_writing()
+        self._tell({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self._read_on()
+        self._cut_off_later()
+
+    # ----------------------------------------------------------------- the app's life
+
+    async def _run_app(self, scope: Scope) -> None:
         """Run the app, and end what it leaves open: the peer gets a close frame."""
         close = close_codes.NORMAL_CLOSURE
         try:
-            await self.app(self.scope, self.receive, self.send)
+            await self._config.loaded_app(scope, self._receive, self._send)
         except ClientDisconnected:
             pass
         except asyncio.CancelledError:
@@ -247,96 +411,111 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             close = close_codes.SERVICE_RESTART
         except BaseException:
             close = close_codes.INTERNAL_ERROR
-            log_failure(self.logger, "Exception in ASGI application")
-        if not self.handshake_complete:
-            # a whole response of the app's own (a denial) is an answer too
-            if close is close_codes.NORMAL_CLOSURE and not self.close_sent:
-                self.logger.error(
-                    "ASGI callable returned without completing handshake."
-                )
-            self.send_500_response()
-        elif not self.close_sent:
+            log_failure(logger, "Exception in ASGI application")
+        if self._stage <= Stage.DENYING:
+            if close is close_codes.NORMAL_CLOSURE:
+                logger.error("ASGI callable returned without completing handshake.")
+            self._respond(HttpResponse(500, ()))
+        elif self._stage is Stage.OPEN:
             self._end(close.code, close.reason)
-        if not self.disconnected and self._cutoff is None and self.close_timer is None:
-            self.transport.close()
-            self._cut_off_later()
 
     # ---------------------------------------------------------------------- keepalive
 
-    def keepalive_timeout(self) -> None:
-        """Give up a peer that does not answer our pings, once we have listened.
+    def _schedule_ping(self) -> None:
+        self._stop_keepalive()
+        interval = self._config.ws_ping_interval
+        if interval:
+            self._keepalive = self._loop.call_later(interval, self._ping)
+
+    def _stop_keepalive(self) -> None:
+        self._ping_payload = b""
+        if self._keepalive is not None:
+            self._keepalive.cancel()
+            self._keepalive = None
+
+    def _ping(self) -> None:
+        """Ask whether the peer is still there."""
+        self._ping_payload = secrets.token_bytes(4)
+        self._read_on_at = self._loop.time()
+        self.transport.write(frames.ping(self._ping_payload))
+        self._keepalive = self._loop.call_later(
+            self._config.ws_ping_timeout or 0.0, self._give_up
+        )
+
+    def _give_up(self) -> None:
+        """End a peer that does not answer our pings, once we have listened.
 
         We read no message before the app took the one before: the pong of a peer
         whose handler is slow may lie behind what we have not read. So its time
         begins anew when we read on; a peer that is gone is found then.
         """
-        self.pong_timer = None
-        wait = self._still_to_listen()
+        patience = self._config.ws_ping_timeout or 0.0
+        wait = (
+            patience
+            if self._is_reading_paused
+            else self._read_on_at + patience - self._loop.time()
+        )
         if wait > 0:
-            self.pong_timer = self.loop.call_later(wait, self.keepalive_timeout)
-        elif not self.close_sent:
+            self._keepalive = self._loop.call_later(wait, self._give_up)
+        else:
             self._end(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
-
-    def _still_to_listen(self) -> float:
-        """Return for how many seconds more we owe the peer that we read."""
-        patience = self.ping_timeout or 0.0
-        if self.read_paused:
-            return patience
-        since = max(self.ping_sent_at, self._read_on_at)
-        return since + patience - self.loop.time()
 
     # ------------------------------------------------------------------------- ending
 
-    def handle_parser_exception(self) -> None:
-        """End a connection that the frame parser has given up."""
-        self._end(CloseCode.INTERNAL_ERROR)
-
     def _end(self, code: int, reason: str = "") -> None:
-        """Send a close frame, unless one was sent, and end the connection."""
-        if self.disconnected or self.transport.is_closing():
-            return
-        self.stop_keepalive()
-        if self.conn.state is State.OPEN:
-            self.conn.fail(code, reason)
-        if self.conn.close_sent is not None:
-            code, reason = self.conn.close_sent.code, self.conn.close_sent.reason
-        self.close_sent = True
-        last_words = b"".join(self.conn.data_to_send())
-        self._finish(last_words, code, reason, by_us=True)
+        """Say why, unless it was said, and end the connection."""
+        if self._stage is Stage.OPEN:
+            self._finish(frames.close_frame(code, reason), code, reason, by_us=True)
+        elif self._stage is Stage.CLOSING:
+            self._finish(b"", code, reason)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer the handshake for the app, which hears that the peer is gone."""
-        self.logger.info(
-            '%s - "WebSocket %s" %d',
-            get_client_addr(self.scope),
-            quote(self.scope["path"]),
-            refusal.status,
-        )
-        self.handshake_complete = self.close_sent = True
-        self._finish(refusal.serialize(self.default_headers), WireCode.ABNORMAL_CLOSURE)
+        self._log(str(int(refusal.status)))
+        self._finish(refusal.serialize(self._headers), WireCode.ABNORMAL_CLOSURE)
 
     def _finish(
         self, last_words: bytes, code: int, reason: str = "", *, by_us: bool = False
     ) -> None:
+        self._stage = Stage.OVER  # a send from now on raises ClientDisconnected
+        self._stop_keepalive()
         self._unwatch_message()
-        self.disconnected = True  # a send() from now on raises ClientDisconnected
-        self.writable.set()
-        message: dict[str, Any] = {
-            "type": "websocket.disconnect",
-            "code": code,
-            "reason": reason,
-            ENDED_BY_SERVER: reason if by_us else "",
-        }
-        self.queue.put_nowait(cast("ASGIReceiveEvent", message))
-        self.transport.write(last_words)
-        if self.read_paused:
-            self.read_paused = False
-            self.transport.resume_reading()
-        if self._cutoff is None:
-            self._cutoff = linger(self.transport, self.loop, self.close_timeout)
+        self._parser.stop()
+        self.resume_writing()
+        self._tell(
+            {
+                "type": "websocket.disconnect",
+                "code": code,
+                "reason": reason,
+                ENDED_BY_SERVER: reason if by_us else "",
+            }
+        )
+        if last_words:
+            self.transport.write(last_words)
+        self._read_on()
+        if self._cutoff is not None:
+            self._cutoff.cancel()
+        self._cutoff = linger(self.transport, self._loop, self._limits.close_timeout)
 
     def _cut_off_later(self) -> None:
-        if self._cutoff is None:
-            self._cutoff = self.loop.call_later(
-                self.close_timeout, self.transport.abort
-            )
+        self._cutoff = self._loop.call_later(
+            self._limits.close_timeout, self.transport.abort
+        )
+
+
+_STEPS: dict[Stage, dict[str, Callable[[WebSocketProtocol, Event], None]]] = {
+    Stage.ASKED: {
+        "websocket.accept": WebSocketProtocol._accept,
+        "websocket.close": WebSocketProtocol._deny,
+        "websocket.http.response.start": WebSocketProtocol._begin_response,
+    },
+    Stage.DENYING: {
+        "websocket.http.response.body": WebSocketProtocol._continue_response,
+    },
+    Stage.OPEN: {
+        "websocket.send": WebSocketProtocol._send_message,
+        "websocket.close": WebSocketProtocol._send_close,
+    },
+    Stage.CLOSING: {},
+}
+"""What the app may do, by stage (the ASGI specification, WebSocket)."""
