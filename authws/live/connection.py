@@ -1,17 +1,16 @@
 """One socket, one principal, one bounded outbox.
 
-One task always receives (a server that nobody reads from cannot see pongs or closes)
-and one writes. Ending is a synchronous decision that can be taken anywhere; the
-writer carries it out, and a peer that does not take it in time is cut off.
+One task always receives: a server that nobody reads from cannot see pongs or closes.
+Ending is a synchronous decision that can be taken anywhere; the writer carries it out,
+and a peer that does not take it in time is cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -19,6 +18,7 @@ from authws import close_codes
 from authws.clock import Clock, Timer
 from authws.close_codes import Close, CloseCode, Retry
 from authws.decisions import messages
+from authws.decisions.frames import encode_message
 from authws.decisions.lifecycle import (
     Accepted,
     DeadlinePassed,
@@ -31,6 +31,8 @@ from authws.decisions.limits import Limit, TokenBucket, wire_size
 from authws.exceptions import AuthError, ConnectionClosed, MessageError
 from authws.live.deadline import Deadline
 from authws.live.outbox import Outbox, OutboxPolicy
+from authws.live.turn import Outgoing, Turn
+from authws.live.writers import AsgiWriter, WireWriter, Writer
 from authws.principal import Principal
 from authws.strategies.handshake import Handshake
 
@@ -80,6 +82,7 @@ class Connection:
         principal: Principal,
         *,
         clock: Clock,
+        turn: Turn,
         limits: ConnectionLimits,
         renew: Renew | None = None,
     ) -> None:
@@ -108,12 +111,20 @@ class Connection:
             max(limits.byte_rate * 2, limits.max_message_bytes),
             clock.monotonic(),
         )
+        self._turn = turn
+        self._wire = handshake.wire
         self._outbox = Outbox(
-            limits.outbox_messages, limits.outbox_bytes, limits.outbox_policy
+            limits.outbox_messages,
+            limits.outbox_bytes,
+            limits.outbox_policy,
+            notice=_framed_notice if self._wire is not None else messages.dropped,
         )
-        self._wake = asyncio.Event()
+        self._writer: Writer = (
+            WireWriter(self._wire, handshake, self._outbox, self)
+            if self._wire is not None
+            else AsgiWriter(handshake, self._outbox, self)
+        )
         self._in_a_row = 0
-        self._is_sending = False
         self._inbox: asyncio.Queue[str | bytes | None] | None = None
         self._deadline = Deadline(
             clock,
@@ -132,7 +143,8 @@ class Connection:
         """When its right to exist was taken, if that is what ended it."""
         self.closed_at: float | None = None
         """When its close frame was handed to the server."""
-        self._tasks: list[asyncio.Task[None]] = []
+        self._pumping: asyncio.Task[None] | None = None
+        self._giving_up: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------ who and what
 
@@ -205,17 +217,50 @@ class Connection:
         if not self.is_open:
             raise self._closed()
 
-    def post(self, payload: str | bytes, *, droppable: bool = False) -> None:
-        """Put a message into the outbox without waiting.
+    def post(self, payload: str | bytes) -> None:
+        """Put a message to this peer into the outbox, without waiting.
 
-        A full outbox ends the connection; under a policy that drops, it loses what
-        is ``droppable`` (a room's message) and the peer is told how much.
+        A full outbox ends the connection.
         """
+        if self.is_open:
+            self._turn.take_apart(self)
+            size = wire_size(payload)
+            if self._wire is not None:
+                payload = encode_message(payload)
+            self._put(payload, size)
+
+    def hear(self, joined: bytes, said: Sequence[Outgoing], now: float) -> None:
+        """Take what a room said in this turn: one by one, and as joined frames."""
         if not self.is_open:
             return
-        if self._outbox.put(payload, droppable=droppable):
-            self._wake.set()
+        wire = self._wire
+        if (
+            wire is not None
+            and wire.is_writable
+            and not self._outbox
+            and not self._deadline.is_due(now)
+        ):
+            wire.write(joined)
+            return
+        for message in said:
+            self.put(message)
+        self.write_out()
+
+    def put(self, message: Outgoing) -> None:
+        """Put a room's message into the outbox.
+
+        A full outbox ends the connection; under a policy that drops, it loses what
+        rooms said, and the peer is told how much.
+        """
+        if self._wire is not None:
+            self._put(message.frame, message.size, droppable=True)
         else:
+            self._put(message.text, message.size, droppable=True)
+
+    def _put(self, payload: str | bytes, size: int, *, droppable: bool = False) -> None:
+        if self.is_open and not self._outbox.put(
+            payload, size=size, droppable=droppable
+        ):
             self.end(close_codes.SLOW_CONSUMER, limit=Limit.OUTBOX)
 
     # ---------------------------------------------------------------------- receiving
@@ -246,7 +291,7 @@ class Connection:
             message = await self._handshake.receive()
             if message is None:
                 self._lifecycle.receive(PeerLeft())
-                self._wake.set()
+                self._writer.wake()
                 break
             self._deadline.enforce()
             if not self.is_open or not self._within_limits(message):
@@ -334,14 +379,14 @@ class Connection:
         """
         if not self.is_open:
             return
+        if flush:
+            self._turn.take_apart(self)
         self._lifecycle.receive(Refused(close))
         self.limit = limit
         self.revoked_at = revoked_at
-        if flush:
-            self._wake.set()
-        else:
-            self._clear_outbox()
-            self._overtake()
+        if not flush:
+            self._outbox.clear()
+            self._writer.overtake()
         self._arm_cutoff()
 
     def end_for_restart(self, retry_after: float) -> None:
@@ -364,25 +409,9 @@ class Connection:
         self._cutoff = self._clock.call_later(self.limits.close_timeout, self._cut)
 
     def _cut(self) -> None:
-        if self._owner is not None and self._tasks and not self._tasks[0].done():
+        if self._owner is not None and not self._writer.is_done:
             self.was_cut = True
             self._owner.cancel()
-
-    def _overtake(self) -> None:
-        """Let the close frame overtake a message that the peer does not take.
-
-        The task that closes takes the writer's place; of the message nothing was
-        written yet, since our server's ``send`` waits before it writes.
-        """
-        if self._is_sending:
-            writer = self._tasks[0]
-            writer.cancel()
-            self._tasks[0] = asyncio.create_task(self._close())
-            self._tasks.append(writer)
-
-    def _clear_outbox(self) -> None:
-        self._outbox.clear()
-        self._wake.set()
 
     def _closed(self) -> ConnectionClosed:
         close = self.ending
@@ -401,10 +430,10 @@ class Connection:
         that may be busy elsewhere; without it the caller must always be receiving.
         """
         self._owner = asyncio.current_task()
-        self._tasks.append(asyncio.create_task(self._write()))
+        self._writer.start()
         if pump:
             self._inbox = asyncio.Queue(self.limits.inbox_messages)
-            self._tasks.append(asyncio.create_task(self._pump(self._inbox)))
+            self._pumping = asyncio.create_task(self._pump(self._inbox))
         self._move_deadline()
 
     async def stop(self) -> None:
@@ -414,27 +443,34 @@ class Connection:
         await self.close()
         if self._cutoff is not None:
             self._cutoff.cancel()
-        writer, *others = self._tasks
-        if not self.was_cut:
-            with contextlib.suppress(TimeoutError):
-                async with self._clock.timeout(self.limits.close_timeout):
-                    await asyncio.wait([writer])
-        for task in self._tasks:
-            task.cancel()
-        results = await asyncio.gather(writer, *others, return_exceptions=True)
-        self._clear_outbox()
-        # a writer that was stuck behind a peer that does not read: told why all the
-        # same, should it read yet
-        await self._say_why()
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+        patience = 0.0 if self.was_cut else self.limits.close_timeout
+        try:
+            await self._writer.finish(patience, self._clock)
+        finally:
+            self._turn.forget(self)
+            self._writer.let_go()
+            for task in (self._pumping, self._giving_up):
+                if task is not None:
+                    await _end_task(task)
 
-    async def _say_why(self) -> None:
-        """Send the close frame, once; it does not wait for the peer to read."""
-        if self.ending is not None and self.closed_at is None:
-            await self._handshake.close(self.ending)
-            self.closed_at = self._clock.now()
+    def write_out(self) -> None:
+        """Write what waits: the turn of the event loop is over."""
+        self._writer.wake()
+
+    def enforce_deadline(self) -> None:
+        """End it if its time is over: on a busy event loop a timer comes late."""
+        self._deadline.enforce()
+
+    def note_said(self) -> None:
+        """The close frame is with the server."""
+        self.closed_at = self._clock.now()
+        if self._inbox is not None and self._giving_up is None:
+            # its handler may be busy elsewhere for long yet
+            self._giving_up = asyncio.create_task(self.be_over())
+
+    def note_left(self) -> None:
+        """The peer is gone."""
+        self._lifecycle.receive(PeerLeft())
 
     def check_deadline(self) -> None:
         """Compare the deadline with the wall clock again: it may have been set."""
@@ -451,53 +487,35 @@ class Connection:
         self.post(messages.auth_expiring(self.principal.expires_at))
 
     def _expire(self) -> None:
+        self._outbox.clear()
         if self.is_open:
             self._lifecycle.receive(DeadlinePassed())
-            self._overtake()
+            self._writer.overtake()
             self._arm_cutoff()
-        self._clear_outbox()
 
     async def _pump(self, inbox: asyncio.Queue[str | bytes | None]) -> None:
         while (message := await self._receive()) is not None:
             await inbox.put(message)
+        await self.be_over()
         await inbox.put(None)
 
-    async def _write(self) -> None:
-        try:
-            while await self._write_one():
-                pass
-        except ConnectionClosed:
-            self._lifecycle.receive(PeerLeft())
-            self._clear_outbox()
-        await self._be_over()
-
-    async def _close(self) -> None:
-        await self._say_why()
-        await self._be_over()
-
-    async def _be_over(self) -> None:
+    async def be_over(self) -> None:
+        """Nothing goes in or out any more: wake the handler, give the place back."""
         if self._inbox is not None and self._inbox.empty():
             self._inbox.put_nowait(None)
         if self.over is not None:
             await self.over(self)
 
-    async def _write_one(self) -> bool:
-        """Write what is due; return False once the connection is over."""
-        self._deadline.enforce()
-        payload = self._outbox.take()
-        if payload is not None:
-            self._is_sending = True
-            try:
-                await self._handshake.send(payload)
-            finally:
-                self._is_sending = False
-            return True
-        if self.is_open:
-            self._wake.clear()
-            await self._wake.wait()
-            return True
-        await self._say_why()
-        return False
+
+async def _end_task(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    (result,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(result, Exception):
+        raise result
+
+
+def _framed_notice(missed: int) -> bytes:
+    return encode_message(messages.dropped(missed))
 
 
 def _is_renewal(message: str | bytes) -> TypeGuard[str]:

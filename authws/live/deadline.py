@@ -61,9 +61,13 @@ class Deadline:
         self._due = _nothing
         self._notice = None
 
+    def is_due(self, now: float) -> bool:
+        """Tell whether the moment has come."""
+        return self._at is not None and now >= self._at
+
     def enforce(self) -> None:
         """Do it now if it is due: on a busy event loop a timer comes late."""
-        if self._at is not None and self._clock.now() >= self._at:
+        if self.is_due(self._clock.now()):
             self.check()
 
     def check(self) -> None:

@@ -239,6 +239,7 @@ class Door:
             handshake,
             principal,
             clock=self._clock,
+            turn=self._hub.turn,
             limits=self._limits,
             renew=self._authority.renew if style.renewable else None,
         )

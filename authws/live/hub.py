@@ -21,6 +21,7 @@ from authws.decisions.limits import Limit
 from authws.decisions.revocations import RevocationSnapshot
 from authws.exceptions import MessageError, TooManyConnectionsError
 from authws.live.connection import Connection
+from authws.live.turn import Audience, Outgoing, Turn
 from authws.principal import Principal
 
 __all__ = ["Hub", "Room", "WhenFull"]
@@ -34,13 +35,13 @@ FAREWELL_TICK = 0.05
 """Seconds between two batches of a restart's farewells."""
 
 
-class Room:
+class Room(Audience):
     """Its members, and how many connections each subject has in it."""
 
-    __slots__ = ("members", "subjects")
+    __slots__ = ("subjects",)
 
     def __init__(self) -> None:
-        self.members: dict[str, Connection] = {}
+        super().__init__()
         self.subjects: Counter[str] = Counter()
 
 
@@ -67,6 +68,7 @@ class Hub:
         self.revocations = RevocationSnapshot()
         self.messages_delivered = 0
         self.messages_dropped = 0
+        self.turn = Turn(clock.now)
         self._broker = broker
         self._clock = clock
         self._max_connections_per_user = max_connections_per_user
@@ -182,12 +184,14 @@ class Hub:
         room.subjects[subject] += 1
         if room.subjects[subject] == 1:
             self._tell(room, messages.presence(name, subject, "joined"))
+        self.turn.finish()  # what was said so far was not said to the newcomer
         room.members[connection.id] = connection
 
     def _take_out(self, connection: Connection, name: str) -> None:
         room = self.rooms[name]
         subject = connection.principal.subject
         connection.rooms.discard(name)
+        self.turn.finish()  # it was there when this was said
         del room.members[connection.id]
         room.subjects[subject] -= 1
         if room.subjects[subject] == 0:
@@ -219,10 +223,8 @@ class Hub:
             self._tell(room, data)
 
     def _tell(self, room: Room, data: bytes) -> None:
-        text = data.decode()
         # a member whose outbox overflows is ended, not removed: the room stands still
-        for member in room.members.values():
-            member.post(text, droppable=True)
+        self.turn.tell(room, Outgoing(data))
         self.messages_delivered += len(room.members)
 
     # ------------------------------------------------------------ the right to exist

@@ -52,7 +52,7 @@ class Outbox:
         max_messages: int,
         max_bytes: int,
         policy: OutboxPolicy = "close",
-        notice: Callable[[int], str] = messages.dropped,
+        notice: Callable[[int], str | bytes] = messages.dropped,
     ) -> None:
         """``notice`` makes the message that tells the peer how much it missed."""
         self.policy: OutboxPolicy = policy
@@ -85,12 +85,21 @@ class Outbox:
         """Whether it is not, or no longer, more than half full."""
         return self._has_room.is_set()
 
-    def put(self, payload: str | bytes, *, droppable: bool = False) -> bool:
+    def put(
+        self,
+        payload: str | bytes,
+        *,
+        size: int | None = None,
+        droppable: bool = False,
+    ) -> bool:
         """Append a message; False if that is more than the outbox may hold.
 
-        A ``droppable`` one is taken by the policies that drop, whatever becomes of it.
+        ``size`` is that of the message in bytes, if ``payload`` is more than that: a
+        whole frame. A ``droppable`` one is taken by the policies that drop, whatever
+        becomes of it.
         """
-        size = wire_size(payload)
+        if size is None:
+            size = wire_size(payload)
         lane, missed = self._answers, 0
         if droppable and self.policy != "close":
             if not self._make_room_for_droppable(size):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 from authws import close_codes
 from authws.close_codes import Close
@@ -17,7 +17,7 @@ from authws.decisions.messages import SUBPROTOCOL
 from authws.decisions.redaction import redact_query
 from authws.exceptions import ConnectionClosed
 
-__all__ = ["ENDED_BY_SERVER", "LIMIT_MESSAGES", "Credentials", "Handshake"]
+__all__ = ["ENDED_BY_SERVER", "WIRE", "Credentials", "Handshake", "Wire"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,11 +25,31 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _QUERY = "authws.query_string"
-LIMIT_MESSAGES = "authws.limit_messages"
-"""Our server's ASGI extension: bounds the messages it assembles from now on."""
+WIRE = "authws.wire"
+"""Our server's ASGI extension, a ``Wire``: what ASGI has no messages for."""
 ENDED_BY_SERVER = "authws.ended_by_server"
 """In our server's ``websocket.disconnect``: its slug, where it ended the connection
 itself. A code alone does not tell: a peer may close with any."""
+
+
+class Wire(Protocol):
+    """What our own server lets its app do beside ASGI."""
+
+    on_writable: Callable[[], object] | None
+    """Called when the peer takes more again."""
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the peer takes what is written."""
+
+    def limit_messages(self, max_bytes: int | None) -> None:
+        """Bound the messages from the next frame on; None for the usual bound."""
+
+    def write(self, frames: bytes) -> None:
+        """Write whole frames; into nowhere if the connection is over."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a close frame, unless the connection is over."""
 
 
 class Credentials:
@@ -67,13 +87,13 @@ class Handshake:
         "_receive",
         "_scope",
         "_send",
-        "_tells_who_ended",
         "accepted",
         "closed",
         "credentials",
         "ended_by_server",
         "left_with",
         "peer_left",
+        "wire",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +109,8 @@ class Handshake:
         """The close code, once the peer has left; the server's own for a violation."""
         self.ended_by_server = ""
         """Its reason, where the server below ended it, such as a slug of ours."""
-        self._tells_who_ended = LIMIT_MESSAGES in scope.get("extensions", {})
+        self.wire: Wire | None = scope.get("extensions", {}).get(WIRE)
+        """The way past ASGI, where our own server offers it."""
 
     async def accept(self) -> None:
         """Complete the opening handshake; choose our subprotocol if it was offered.
@@ -110,9 +131,8 @@ class Handshake:
         Where the server offers it, a longer message is refused while it arrives, so
         that a stranger cannot have one collected.
         """
-        extension = self._scope.get("extensions", {}).get(LIMIT_MESSAGES)
-        if extension is not None:
-            extension["set"](max_bytes)
+        if self.wire is not None:
+            self.wire.limit_messages(max_bytes)
 
     async def receive(self) -> str | bytes | None:
         """Return the next message, or None once the peer has left."""
@@ -128,7 +148,7 @@ class Handshake:
         return text if text is not None else message["bytes"]
 
     def _who_ended(self, message: Message) -> str:
-        if self._tells_who_ended:
+        if self.wire is not None:
             return str(message.get(ENDED_BY_SERVER, ""))
         # another server says no more than this, and may mean the peer's own code
         too_big = self.left_with == close_codes.MESSAGE_TOO_BIG.code
@@ -152,6 +172,13 @@ class Handshake:
                 "reason": close.reason,
             }
         )
+
+    def close_at_once(self, close: Close) -> None:
+        """The same over the wire, after accept."""
+        assert self.wire is not None  # noqa: S101 - the caller writes to it
+        if not self.closed and not self.peer_left:
+            self.closed = True
+            self.wire.close(int(close.code), close.reason)
 
     async def deny(
         self, status: HTTPStatus, slug: str, retry_after: float = 0.0

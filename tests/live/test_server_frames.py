@@ -220,7 +220,7 @@ TOO_BIG = (1009, "message_too_big")
 
 async def careful(scope: Any, receive: Any, send: Any) -> None:
     """An echo that bounds the first message, as for a stranger, and no later one."""
-    limit = scope["extensions"]["authws.limit_messages"]["set"]
+    limit = scope["extensions"]["authws.wire"].limit_messages
     limit(CAP)
     await receive()
     await send({"type": "websocket.accept"})
@@ -275,7 +275,7 @@ async def test_message_over_the_cap_is_refused_before_it_is_there(said: bytes) -
 
 async def test_no_app_lifts_the_servers_own_cap() -> None:
     async def greedy(scope: Any, receive: Any, send: Any) -> None:
-        scope["extensions"]["authws.limit_messages"]["set"](1 << 30)
+        scope["extensions"]["authws.wire"].limit_messages(1 << 30)
         await echo(scope, receive, send)
 
     async with serving(greedy) as port, wire(port) as peer:

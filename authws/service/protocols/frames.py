@@ -8,7 +8,6 @@ gives both the same bytes, whole and in pieces, and compares.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Protocol
 
@@ -17,6 +16,7 @@ from websockets.frames import Close, CloseCode
 from websockets.utils import apply_mask
 
 from authws import close_codes
+from authws.decisions.frames import BINARY, encode_frame
 from authws.decisions.limits import TokenBucket
 from authws.service.protocols.limits import ProtocolLimits
 
@@ -25,12 +25,11 @@ __all__ = [
     "FrameSink",
     "close_answer",
     "close_frame",
-    "data_frame",
     "ping",
     "pong",
 ]
 
-CONTINUATION, TEXT, BINARY = 0x0, 0x1, 0x2
+CONTINUATION = 0x0
 CLOSE, PING, PONG = 0x8, 0x9, 0xA
 
 _FIN = 0x80
@@ -39,9 +38,6 @@ _RESERVED = 0x70
 _LENGTH = 0x7F
 _CONTROL = 0x8
 MAX_CONTROL_PAYLOAD = 125
-
-_length_16 = struct.Struct("!BBH").pack
-_length_64 = struct.Struct("!BBQ").pack
 
 
 class FrameSink(Protocol):
@@ -284,13 +280,6 @@ def _parse_close(payload: bytes) -> Close:
 # ---------------------------------------------------------------------- what we send
 
 
-def data_frame(payload: str | bytes) -> bytes:
-    """One whole message as one frame; a server does not mask (RFC 6455, 5.1)."""
-    if isinstance(payload, str):
-        return _frame(TEXT, payload.encode())
-    return _frame(BINARY, payload)
-
-
 def close_frame(code: int, reason: str = "") -> bytes:
     """A close frame.
 
@@ -303,30 +292,21 @@ def close_frame(code: int, reason: str = "") -> bytes:
         raise ValueError(str(error)) from None
     if len(payload) > MAX_CONTROL_PAYLOAD:
         raise ValueError("a close reason has at most 123 bytes")
-    return _frame(CLOSE, payload)
+    return encode_frame(CLOSE, payload)
 
 
 def close_answer(close: Close) -> bytes:
     """The answer to a peer's close frame: its own code and reason."""
     if close.code == CloseCode.NO_STATUS_RCVD:  # there was none
-        return _frame(CLOSE, b"")
+        return encode_frame(CLOSE, b"")
     return close_frame(close.code, close.reason)
 
 
 def ping(payload: bytes) -> bytes:
     """A ping."""
-    return _frame(PING, payload)
+    return encode_frame(PING, payload)
 
 
 def pong(payload: bytes) -> bytes:
     """The answer to a ping: its own payload (RFC 6455, 5.5.3)."""
-    return _frame(PONG, payload)
-
-
-def _frame(opcode: int, payload: bytes) -> bytes:
-    size = len(payload)
-    if size < 126:
-        return bytes((_FIN | opcode, size)) + payload
-    if size < 65_536:
-        return _length_16(_FIN | opcode, 126, size) + payload
-    return _length_64(_FIN | opcode, 127, size) + payload
+    return encode_frame(PONG, payload)

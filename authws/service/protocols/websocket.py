@@ -25,6 +25,7 @@ from websockets.frames import CloseCode as WireCode
 
 from authws import close_codes
 from authws.close_codes import CloseCode
+from authws.decisions.frames import encode_message
 from authws.decisions.redaction import log_failure
 from authws.service.protocols import frames
 from authws.service.protocols.closing import linger
@@ -41,7 +42,7 @@ from authws.service.protocols.opening import (
     subprotocols,
     switching_protocols,
 )
-from authws.strategies.handshake import ENDED_BY_SERVER, LIMIT_MESSAGES
+from authws.strategies.handshake import ENDED_BY_SERVER, WIRE
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -97,6 +98,7 @@ class WebSocketProtocol(asyncio.Protocol):
         "_waiter",
         "_watched_message",
         "is_limited",
+        "on_writable",
         "transport",
     )
 
@@ -127,6 +129,8 @@ class WebSocketProtocol(asyncio.Protocol):
         """What the app has not taken; most of the time it waits for the next."""
         self._waiter: asyncio.Future[None] | None = None
         self._is_reading_paused = False
+        self.on_writable: Callable[[], object] | None = None
+        """Called when the peer takes more again."""
         self._drained: asyncio.Event | None = None
         """Set once a peer that takes too little has taken enough."""
         self._watched_message = 0
@@ -163,7 +167,7 @@ class WebSocketProtocol(asyncio.Protocol):
             "subprotocols": subprotocols(request["headers"]),
             "extensions": {
                 "websocket.http.response": {},
-                LIMIT_MESSAGES: {"set": self._limit_messages},
+                WIRE: self,
             },
         }
         self._path = request["path"]
@@ -286,7 +290,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._is_reading_paused = False
             self.transport.resume_reading()
 
-    def _limit_messages(self, max_bytes: int | None) -> None:
+    def limit_messages(self, max_bytes: int | None) -> None:
         """Bound the messages from the next frame on; None for the usual bound."""
         self.is_limited = max_bytes is not None
         usual = self._config.ws_max_size
@@ -329,6 +333,23 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._drained is not None:
             self._drained.set()
             self._drained = None
+            if self.on_writable is not None and self._stage is Stage.OPEN:
+                self.on_writable()
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the peer takes what is written."""
+        return self._drained is None
+
+    def write(self, frames: bytes) -> None:
+        """Write whole frames of the app's; into nowhere if the connection is over."""
+        if self._stage is Stage.OPEN:
+            self.transport.write(frames)
+
+    def close(self, code: int, reason: str) -> None:
+        """Send the app's close frame, unless the connection is over."""
+        if self._stage is Stage.OPEN:
+            self._send_close({"code": code, "reason": reason})
 
     async def _send(self, event: Event) -> None:
         """Take an event of the app; a close does not wait for a peer to read.
@@ -383,7 +404,7 @@ class WebSocketProtocol(asyncio.Protocol):
         payload = event.get("bytes")
         if payload is None:
             payload = event["text"]
-        self.transport.write(frames.data_frame(payload))
+        self.transport.write(encode_message(payload))
 
     def _send_close(self, event: Event) -> None:
         code, reason = event.get("code", 1000), event.get("reason") or ""
