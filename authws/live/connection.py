@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -103,14 +103,7 @@ class Connection:
         self._renew = renew
         self._lifecycle = Lifecycle(now)
         self._lifecycle.receive(Accepted(principal))
-        self._messages = TokenBucket(
-            limits.message_rate, limits.message_rate * 2, clock.monotonic()
-        )
-        self._bytes = TokenBucket(
-            limits.byte_rate,
-            max(limits.byte_rate * 2, limits.max_message_bytes),
-            clock.monotonic(),
-        )
+        self._buckets: tuple[TokenBucket, TokenBucket] | None = None
         self._turn = turn
         self._wire = handshake.wire
         self._outbox = Outbox(
@@ -265,12 +258,14 @@ class Connection:
 
     # ---------------------------------------------------------------------- receiving
 
-    def __aiter__(self) -> AsyncIterator[str | bytes]:
-        return self._iterate()
+    def __aiter__(self) -> Connection:
+        return self
 
-    async def _iterate(self) -> AsyncIterator[str | bytes]:
-        while (message := await self.receive()) is not None:
-            yield message
+    async def __anext__(self) -> str | bytes:
+        message = await self.receive()
+        if message is None:
+            raise StopAsyncIteration
+        return message
 
     async def receive(self) -> str | bytes | None:
         """Return the peer's next message, or None when the connection has ended."""
@@ -313,13 +308,25 @@ class Connection:
         limit = self.limits.max_message_bytes
         size = wire_size(message)
         now = self._clock.monotonic()
+        if self._buckets is None:
+            self._buckets = self._full_buckets(now)
+        messages_left, bytes_left = self._buckets
         if size > limit > 0:
             self.end(close_codes.MESSAGE_TOO_BIG, limit=Limit.MESSAGE_BYTES)
-        elif not self._messages.take(now):
+        elif not messages_left.take(now):
             self.end(close_codes.RATE_LIMITED, limit=Limit.MESSAGE_RATE)
-        elif not self._bytes.take(now, size):
+        elif not bytes_left.take(now, size):
             self.end(close_codes.RATE_LIMITED, limit=Limit.BYTE_RATE)
         return self.is_open
+
+    def _full_buckets(self, now: float) -> tuple[TokenBucket, TokenBucket]:
+        """What a peer may send at once, in messages and in bytes."""
+        limits = self.limits
+        at_once = max(limits.byte_rate * 2, limits.max_message_bytes)
+        return (
+            TokenBucket(limits.message_rate, limits.message_rate * 2, now),
+            TokenBucket(limits.byte_rate, at_once, now),
+        )
 
     # ------------------------------------------------------------------------ renewal
 

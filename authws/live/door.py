@@ -10,10 +10,9 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import TracebackType
 from typing import Literal
 
 from authws import close_codes
@@ -42,8 +41,10 @@ from authws.principal import Principal
 from authws.strategies.base import Strategy
 from authws.strategies.handshake import Handshake
 
-__all__ = ["Door", "DoorLimits", "DoorStyle", "NotAdmittedError"]
+__all__ = ["Door", "DoorLimits", "DoorStyle", "NotAdmittedError", "Visit"]
 
+Ending = BaseException | None
+"""What a handler ended with."""
 Refuse = Literal["after_accept", "before_accept"]
 
 logger = logging.getLogger("authws")
@@ -128,48 +129,71 @@ class Door:
         self.is_closing = False
         """Nobody is admitted any more: the process is about to end."""
 
-    @asynccontextmanager
-    async def open_connection(
+    def open_connection(
         self, strategy: Strategy, handshake: Handshake, style: DoorStyle
-    ) -> AsyncIterator[Connection]:
-        """Authenticate, admit, and see the connection to its end.
+    ) -> Visit:
+        """Authenticate, admit, and see the connection to its end: an asynchronous
+        context manager.
 
         Raises:
             NotAdmittedError: it was refused, or the peer left; all is answered.
         """
-        address = household(handshake.credentials.address)
+        return Visit(self, strategy, handshake, style)
+
+    async def enter(self, visit: Visit) -> Connection:
+        """See a peer in; ``leave`` must follow."""
+        strategy, handshake, style = visit.strategy, visit.handshake, visit.style
         try:
-            self._check_room(address)
+            self._check_room(visit.address)
         except AuthError as error:
             await self._deny(strategy, handshake, error)
             raise NotAdmittedError from None
-        with self.present.counting(address) as leave:
-            with self.strangers.counting(address):
-                principal = await self._authenticate(strategy, handshake, style)
-            connection = await self._admit(strategy, handshake, principal, style)
+        self.present.enter(visit.address)
+        visit.is_present = True
+        self.strangers.enter(visit.address)
+        try:
+            principal = await self._authenticate(strategy, handshake, style)
+        finally:
+            self.strangers.leave(visit.address)
+        connection = await self._admit(strategy, handshake, principal, style)
+        connection.over = visit.be_over
+        connection.start(pump=style.pump)
+        if style.announce or strategy.name == "first_message":
+            connection.announce()
+        return connection
 
-            async def give_up_place(connection: Connection) -> None:
-                # its handler may be busy elsewhere for long yet
-                leave()
-                await self._hub.release(connection)
+    def give_up_place(self, visit: Visit) -> None:
+        """Make room for another: this one is over."""
+        if visit.is_present:
+            visit.is_present = False
+            self.present.leave(visit.address)
 
-            connection.over = give_up_place
-            try:
-                connection.start(pump=style.pump)
-                if style.announce or strategy.name == "first_message":
-                    connection.announce()
-                yield connection
-            except ConnectionClosed:
-                pass  # the handler met the connection's end: an ending like any other
-            except asyncio.CancelledError:
-                if not connection.was_cut:
-                    connection.end(close_codes.SERVICE_RESTART)
-                    raise
+    async def release(self, connection: Connection) -> None:
+        """Let nobody hear of it or reach it any more."""
+        await self._hub.release(connection)
+
+    async def leave(self, visit: Visit, connection: Connection, end: Ending) -> bool:
+        """See a connection to its end; return whether ``end`` is settled by that."""
+        is_settled = self._settle(connection, end)
+        try:
+            await self._farewell(visit.handshake, connection)
+        finally:
+            connection.over = None
+        return is_settled
+
+    def _settle(self, connection: Connection, end: Ending) -> bool:
+        if end is None or isinstance(end, ConnectionClosed):
+            # that the handler met the connection's end is an ending like any other
+            return True
+        if isinstance(end, asyncio.CancelledError):
+            if connection.was_cut:
                 _uncancel()
-            except Exception:
-                self._report_failure(connection)
-            finally:
-                await self._farewell(handshake, connection)
+                return True
+            connection.end(close_codes.SERVICE_RESTART)
+        elif isinstance(end, Exception):
+            self._report_failure(connection)
+            return True
+        return False
 
     # ------------------------------------------------------------- before anything else
 
@@ -353,6 +377,59 @@ class Door:
             strategy=connection.principal.strategy,
             connection=connection.id,
         )
+
+
+class Visit:
+    """One handshake on its way through the door, and what comes of it.
+
+    Written out, and not as a generator: a connection that idles is held by this one
+    object.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_door",
+        "address",
+        "handshake",
+        "is_present",
+        "strategy",
+        "style",
+    )
+
+    def __init__(
+        self, door: Door, strategy: Strategy, handshake: Handshake, style: DoorStyle
+    ) -> None:
+        self._door = door
+        self._connection: Connection | None = None
+        self.strategy = strategy
+        self.handshake = handshake
+        self.style = style
+        self.address = household(handshake.credentials.address)
+        self.is_present = False
+        """Whether it counts among those with a WebSocket here."""
+
+    async def __aenter__(self) -> Connection:
+        try:
+            self._connection = await self._door.enter(self)
+        except BaseException:
+            self._door.give_up_place(self)
+            raise
+        return self._connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, end: Ending, _: TracebackType | None
+    ) -> bool:
+        assert self._connection is not None  # noqa: S101 - it came in
+        connection, self._connection = self._connection, None
+        try:
+            return await self._door.leave(self, connection, end)
+        finally:
+            self._door.give_up_place(self)
+
+    async def be_over(self, connection: Connection) -> None:
+        """Give its place back: its handler may be busy elsewhere for long yet."""
+        self._door.give_up_place(self)
+        await self._door.release(connection)
 
 
 def _refusal(error: Exception) -> AuthError:

@@ -36,13 +36,13 @@ class Outbox:
         "_bytes",
         "_count",
         "_droppable",
-        "_has_room",
         "_is_shut",
         "_max_bytes",
         "_max_messages",
         "_missed",
         "_notice",
         "_place",
+        "_room",
         "dropped",
         "policy",
     )
@@ -63,13 +63,14 @@ class Outbox:
         self._notice = notice
         self._missed = 0
         """How many were dropped after all that waits, and not told."""
-        self._answers: deque[_Waiting] = deque()
-        self._droppable: deque[_Waiting] | None = None  # most never need it
+        # most peers are idle most of the time: what they do not need is not made
+        self._answers: deque[_Waiting] | None = None
+        self._droppable: deque[_Waiting] | None = None
         self._is_shut = False  # to what may be dropped, until there is room again
         self._place = 0
         self._count = self._bytes = 0
-        self._has_room = asyncio.Event()
-        self._has_room.set()
+        self._room: asyncio.Event | None = None
+        """Set, and forgotten, when there is room again."""
 
     def __len__(self) -> int:
         """How many messages wait."""
@@ -83,7 +84,7 @@ class Outbox:
     @property
     def has_room(self) -> bool:
         """Whether it is not, or no longer, more than half full."""
-        return self._has_room.is_set()
+        return self._room is None
 
     def put(
         self,
@@ -100,7 +101,7 @@ class Outbox:
         """
         if size is None:
             size = wire_size(payload)
-        lane, missed = self._answers, 0
+        missed = 0
         if droppable and self.policy != "close":
             if not self._make_room_for_droppable(size):
                 self._is_shut = True
@@ -110,7 +111,11 @@ class Outbox:
                 self._droppable = deque()
             lane = self._droppable
             self._is_shut = False
-        elif not (self._fits(size) or self._make_room(size)):
+        elif self._fits(size) or self._make_room(size):
+            if self._answers is None:
+                self._answers = deque()
+            lane = self._answers
+        else:
             return False
         if self._missed:  # what was dropped stood here
             missed, self._missed = self._missed, 0
@@ -118,8 +123,8 @@ class Outbox:
         self._place += 1
         self._count += 1
         self._bytes += size
-        if self._is_above(2):
-            self._has_room.clear()
+        if self._room is None and self._is_above(2):
+            self._room = asyncio.Event()
         return True
 
     def take(self) -> str | bytes | None:
@@ -142,10 +147,9 @@ class Outbox:
 
     def clear(self) -> None:
         """Forget what waits, and let nobody wait for room any longer."""
-        self._answers.clear()
-        self._droppable = None
+        self._answers = self._droppable = None
         self._count = self._bytes = self._missed = 0
-        self._has_room.set()
+        self._make_known_there_is_room()
 
     def has_room_for(self, payload: str | bytes) -> bool:
         """Tell whether a message can go in without a wait."""
@@ -154,10 +158,11 @@ class Outbox:
     async def wait_for_room(self, payload: str | bytes) -> None:
         """Wait while it is more than half full, until it is down to a quarter, and
         for as long as this message would not fit."""
-        await self._has_room.wait()
-        while not self._fits(wire_size(payload)):
-            self._has_room.clear()
-            await self._has_room.wait()
+        size = wire_size(payload)
+        while self._room is not None or not self._fits(size):
+            if self._room is None:
+                self._room = asyncio.Event()
+            await self._room.wait()
 
     # ---------------------------------------------------------------------- the bound
 
@@ -179,8 +184,15 @@ class Outbox:
     def _forget(self, size: int) -> None:
         self._count -= 1
         self._bytes -= size
-        if not self._has_room.is_set() and not self._is_above(4):
-            self._has_room.set()
+        if self._room is not None and not self._is_above(4):
+            self._make_known_there_is_room()
+        if not self._count:
+            self._answers = None
+
+    def _make_known_there_is_room(self) -> None:
+        if self._room is not None:
+            self._room.set()
+            self._room = None
 
     # ----------------------------------------------------------------------- dropping
 
