@@ -213,6 +213,28 @@ class HouseAuthority:
             authenticated_at=record.created_at,
         )
 
+    async def sessions_of(self, cookies: Sequence[str]) -> list[SessionRecord]:
+        """Return the sessions that cookies name and nobody has ended yet.
+
+        What we did not sign, or no session answers to, is passed over. A session at
+        its time limit is among them: what was opened by its tickets may live on.
+
+        Raises:
+            UnavailableError: they cannot be read.
+        """
+        found: dict[str, SessionRecord] = {}
+        for value in cookies:
+            try:
+                session = session_digest(self._cookies.unsign(value))
+            except InvalidSessionError:
+                continue
+            record = await self._records.get(session)
+            if record is None or record.kind != "cookie":
+                continue
+            if not self._records.is_revoked(record):
+                found[session] = record
+        return list(found.values())
+
     async def renew(self, token: str, current: Principal) -> Principal:
         """Verify a token that a live connection presents; it stays who it is.
 

@@ -80,7 +80,12 @@ class Strategy(ABC):
     async def identify(self, credentials: Credentials) -> Principal:
         """Read exactly one credential of an HTTP request and verify it."""
 
-    def _cookies(self, credentials: Credentials) -> list[str]:
+    def cookies(self, credentials: Credentials) -> list[str]:
+        """Every session cookie that came along, whatever it is worth.
+
+        Raises:
+            MalformedCredentialError: there is more than we read.
+        """
         return carriers.cookie_values(credentials.header(b"cookie"), self._cookie_name)
 
     def _refuse_other_carriers(self, credentials: Credentials, *names: str) -> None:

@@ -557,6 +557,74 @@ async def test_a_copy_of_the_cookie_is_worth_nothing_after_logout(
         assert is_refused(service, answer, "session_revoked")
 
 
+BESIDE = {
+    "bearer": {"authorization": "Bearer {token}"},
+    "basic": {"authorization": "Basic YTpi"},
+    "stale-cookie": {"cookie": "authws=old; {cookie}"},
+    "stale-cookie-after": {"cookie": "{cookie}; authws=old"},
+    "twice": {"cookie": "{cookie}; {cookie}"},
+}
+
+
+async def ask_beside(
+    service: Service, method: str, cookie: str, token: str, beside: str
+) -> httpx.Response:
+    """Call ``/auth/session`` with the cookie, and something else in the request."""
+    headers = {"cookie": cookie}
+    for name, value in BESIDE.get(beside, {}).items():
+        headers[name] = value.format(cookie=cookie, token=token)
+    query = f"?token={token}" if beside == "query" else ""
+    login = {"username": "alice", "password": PASSWORD} if method == "POST" else None
+    async with service.http(headers=headers) as http:
+        return await http.request(method, f"/auth/session{query}", json=login)
+
+
+@pytest.mark.parametrize("beside", [*BESIDE, "query"], ids=lambda b: f"COO-20-{b}")
+async def test_logout_is_real_whatever_else_the_request_carries(
+    service: Service, alice: Visitor, beside: str
+) -> None:
+    cookie = await service.cookie("alice")
+    headers = {"cookie": cookie, "origin": service.origin}
+    async with await service.open(ENDPOINT, headers=headers) as peer:
+        assert (await hear(peer))["type"] == "auth_ok"
+        answer = await ask_beside(service, "DELETE", cookie, alice.token, beside)
+        assert answer.status_code == 204
+        assert await ending(peer) == (1008, "session_revoked")
+    assert is_refused(service, await bring(service, cookie), "session_revoked")
+
+
+@pytest.mark.parametrize("case", ["COO-20-two-sessions"])
+async def test_logout_ends_every_session_whose_cookie_is_sent(
+    service: Service, case: str
+) -> None:
+    cookies = [await service.cookie("alice"), await service.cookie("bob")]
+    async with service.http(headers={"cookie": "; ".join(cookies)}) as http:
+        assert (await http.delete("/auth/session")).status_code == 204
+    for cookie in cookies:
+        assert is_refused(service, await bring(service, cookie), "session_revoked")
+
+
+@pytest.mark.parametrize("beside", [*BESIDE, "query"], ids=lambda b: f"COO-05-{b}")
+async def test_a_login_ends_the_held_session_whatever_else_the_request_carries(
+    service: Service, alice: Visitor, beside: str
+) -> None:
+    held = await service.cookie("bob")
+    answer = await ask_beside(service, "POST", held, alice.token, beside)
+    assert answer.status_code == 200
+    assert is_refused(service, await bring(service, held), "session_revoked")
+
+
+@pytest.mark.parametrize("method", ["DELETE", "POST"], ids=lambda m: f"COO-20-{m}")
+async def test_cookies_beyond_what_is_read_are_never_said_to_be_ended(
+    service: Service, alice: Visitor, method: str
+) -> None:
+    cookie = f"{alice.cookie}; other={'a' * 8192}"
+    answer = await ask_beside(service, method, cookie, alice.token, "nothing")
+    assert (answer.status_code, answer.json()) == (401, {"detail": "auth_malformed"})
+    assert "set-cookie" not in answer.headers
+    assert (await bring(service, alice.cookie)).is_admitted
+
+
 # ------------------------------------------------------------- the production profile
 
 
