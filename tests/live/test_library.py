@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import httpx
 import pytest
 import websockets
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, HTTPException
 from websockets.exceptions import ConnectionClosed
 
 from authws import AuthWS, ConfigurationError, Connection, Principal
@@ -71,6 +71,7 @@ def build(auth: AuthWS, asked: list[Any]) -> FastAPI:
     auth.install(app)
     for name in GUARDS:
         add_routes(app, getattr(auth, name), name, asked)
+    add_failing_routes(app)
     return app
 
 
@@ -186,6 +187,76 @@ async def test_http_routes_know_the_principal_and_refuse_without_one(app: App) -
         refused = [await http.get(f"/{guard}/me") for guard in GUARDS]
     assert {answer.status_code for answer in refused} == {401}
     assert {answer.json()["detail"] for answer in refused} == {"auth_missing"}
+
+
+def add_failing_routes(app: FastAPI) -> None:
+    """Routes of the host's own, with errors of its own."""
+
+    @app.get("/own/declined")
+    async def declined() -> None:
+        raise HTTPException(402, "Card declined", {"x-own": "kept"})
+
+    @app.get("/own/missing")
+    async def missing() -> None:
+        raise HTTPException(404, {"code": 7, "message": "no such order"})
+
+    @app.get("/own/teapot")
+    async def teapot() -> None:
+        raise HTTPException(418)
+
+    @app.get("/own/number/{number}")
+    async def number(number: int) -> int:
+        return number
+
+
+async def test_the_errors_of_the_host_app_stay_its_own(app: App) -> None:
+    alone = FastAPI()
+    add_failing_routes(alone)
+    paths = ("declined", "missing", "teapot", "number/seven", "nothing")
+    async with serving(alone) as port, app.http() as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as bare:
+            for path in paths:
+                told = await http.get(f"/own/{path}")
+                untold = await bare.get(f"/own/{path}")
+                assert (told.status_code, told.text) == (
+                    untold.status_code,
+                    untold.text,
+                ), path
+                assert told.headers.keys() == untold.headers.keys()
+        wrong_method = await http.delete("/own/teapot")
+    assert wrong_method.json() == {"detail": "Method Not Allowed"}
+
+
+async def test_the_login_routes_of_an_app_answer_as_those_of_the_service(
+    app: App,
+) -> None:
+    async with app.http() as http:
+        for path in ("/auth/login", "/auth/session"):
+            unlike = {"username": "alice", "password": ["canary-word"]}
+            answer = await http.post(path, json=unlike)
+            assert (answer.status_code, answer.json()) == (
+                422,
+                {"detail": "request_invalid", "fields": ["body.password"]},
+            )
+            broken = '{"username":"alice","password":"canary-word'
+            answer = await http.post(
+                path, content=broken, headers={"content-type": "application/json"}
+            )
+            assert answer.json()["detail"] == "request_invalid"
+            assert "canary" not in answer.text
+            form = await http.post(path, data={"username": "alice"})
+            assert (form.status_code, form.json()) == (
+                415,
+                {"detail": "json_expected"},
+            )
+        wrong = {"username": "alice", "password": "not hers at all"}
+        answer = await http.post("/auth/login", json=wrong)
+        assert answer.json() == {"detail": "credentials_invalid"}
+        unknown = await http.delete(
+            "/auth/sessions/unknown",
+            headers={"authorization": f"Bearer {await app.token()}"},
+        )
+    assert (unknown.status_code, unknown.json()) == (404, {"detail": "session_unknown"})
 
 
 async def test_peers_that_leave_in_the_handshake_log_no_traceback(

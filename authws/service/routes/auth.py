@@ -25,6 +25,7 @@ from authws.service.routes.identity import (
     check_login_origin,
     require_json,
 )
+from authws.service.routes.own_route import OwnRoute
 from authws.service.routes.schemas import (
     CREDENTIAL_SLUGS,
     Login,
@@ -40,7 +41,7 @@ from authws.strategies.handshake import Credentials
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/auth", tags=["auth"])
+router = APIRouter(prefix="/auth", tags=["auth"], route_class=OwnRoute)
 
 
 LOGIN_SLUGS = (
