@@ -53,7 +53,7 @@ def create_app(
     """
     install_log_redaction()
     settings = settings or Settings()
-    house = House(settings, clock=clock)
+    house = House(settings, clock=clock, owns_origin=True)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -83,10 +83,8 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(
         Gate,
-        hosts=house.hosts,
-        log=house.log,
+        http=house.gate,
         endpoints=websocket_endpoints(house),
-        secure=settings.is_secure,
     )
     return app
 

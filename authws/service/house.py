@@ -24,6 +24,7 @@ from authws.live.door import Door, DoorLimits
 from authws.live.hub import Hub
 from authws.live.security_log import SecurityLog
 from authws.service.accounts import Accounts, Lifetimes
+from authws.service.gate import HttpGate
 from authws.service.key_files import load_secrets
 from authws.service.login_throttle import LoginThrottle
 from authws.service.metrics import Metrics
@@ -55,13 +56,26 @@ logger = logging.getLogger("authws")
 class House:
     """One process's worth of authws."""
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        owns_origin: bool = False,
+    ) -> None:
         """Put it together; nothing is opened before ``start``.
+
+        Args:
+            settings: what an operator may set.
+            clock: where the time is read.
+            owns_origin: every path and cookie of the origin is ours. Otherwise they
+                are somebody else's app's, and what we say is said of our routes only.
 
         Raises:
             ConfigurationError: a setting is unsafe or impossible.
         """
         self.settings = settings
+        self.owns_origin = owns_origin
         self.clock = clock or Clock()
         self.metrics = Metrics()
         self.log = SecurityLog(self.clock, self.metrics.count_event)
@@ -109,7 +123,12 @@ class House:
                 "AUTHWS_PUBLIC_ORIGIN and AUTHWS_ALLOWED_ORIGINS hold origins such as "
                 f"https://app.example.com: {exc}"
             ) from None
-        self.hosts = HostPolicy(settings.hosts)
+        self.gate = HttpGate(
+            hosts=HostPolicy(settings.hosts),
+            log=self.log,
+            # how a host is reached, and for how long, is for its owner to say
+            secure=settings.is_secure and self.owns_origin,
+        )
 
     def _put_together_stores(self) -> None:
         settings = self.settings

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import httpx
 import pytest
 import websockets
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Request
 from websockets.exceptions import ConnectionClosed
 
 from authws import AuthWS, ConfigurationError, Connection, Principal
@@ -71,7 +71,7 @@ def build(auth: AuthWS, asked: list[Any]) -> FastAPI:
     auth.install(app)
     for name in GUARDS:
         add_routes(app, getattr(auth, name), name, asked)
-    add_failing_routes(app)
+    add_own_routes(app)
     return app
 
 
@@ -189,8 +189,8 @@ async def test_http_routes_know_the_principal_and_refuse_without_one(app: App) -
     assert {answer.json()["detail"] for answer in refused} == {"auth_missing"}
 
 
-def add_failing_routes(app: FastAPI) -> None:
-    """Routes of the host's own, with errors of its own."""
+def add_own_routes(app: FastAPI) -> None:
+    """Routes of the host's own, and errors of its own."""
 
     @app.get("/own/declined")
     async def declined() -> None:
@@ -204,6 +204,10 @@ def add_failing_routes(app: FastAPI) -> None:
     async def teapot() -> None:
         raise HTTPException(418)
 
+    @app.post("/own/length")
+    async def length(request: Request) -> int:
+        return len(await request.body())
+
     @app.get("/own/number/{number}")
     async def number(number: int) -> int:
         return number
@@ -211,7 +215,7 @@ def add_failing_routes(app: FastAPI) -> None:
 
 async def test_the_errors_of_the_host_app_stay_its_own(app: App) -> None:
     alone = FastAPI()
-    add_failing_routes(alone)
+    add_own_routes(alone)
     paths = ("declined", "missing", "teapot", "number/seven", "nothing")
     async with serving(alone) as port, app.http() as http:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as bare:
@@ -257,6 +261,97 @@ async def test_the_login_routes_of_an_app_answer_as_those_of_the_service(
             headers={"authorization": f"Bearer {await app.token()}"},
         )
     assert (unknown.status_code, unknown.json()) == (404, {"detail": "session_unknown"})
+
+
+PROTECTION = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+
+
+async def test_the_login_routes_of_an_app_are_kept_by_no_cache(app: App) -> None:
+    login = {"username": "alice", "password": PASSWORD}
+    async with app.http() as http:
+        answers = [
+            await http.post("/auth/login", json=login),
+            await http.post("/auth/login", json={**login, "password": "not hers"}),
+            await http.post("/auth/login", json={}),
+            await http.post("/auth/session", json=login),
+            await http.get("/auth/me"),
+        ]
+        assert [answer.status_code for answer in answers] == [200, 401, 422, 200, 200]
+        own = await http.get("/own/number/7")
+    for answer in answers:
+        assert answer.headers.items() >= PROTECTION.items()
+        assert "strict-transport-security" not in answer.headers
+    assert own.headers.keys().isdisjoint(PROTECTION)
+
+
+async def test_the_login_routes_of_an_app_know_their_hosts(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "authws.security")
+    login = {"username": "alice", "password": PASSWORD}
+    evil = {"host": "evil.example"}
+    async with app.http() as http:
+        answer = await http.post("/auth/login", json=login, headers=evil)
+        own = await http.get("/own/number/7", headers=evil)
+    assert (answer.status_code, answer.json()) == (400, {"detail": "host_unknown"})
+    assert answer.headers.items() >= PROTECTION.items()
+    assert (own.status_code, own.json()) == (200, 7)
+    assert "AUTHWS_ALLOWED_HOSTS: 'evil.example'" in caplog.text
+
+
+async def chunks(size: int) -> AsyncIterator[bytes]:
+    """A body of a length that nothing announces."""
+    yield b"a" * (size // 2)
+    yield b"a" * (size // 2)
+
+
+async def test_the_login_routes_of_an_app_read_no_huge_body(app: App) -> None:
+    json_type = {"content-type": "application/json"}
+    async with app.http() as http:
+        for path in ("/auth/login", "/auth/session", "/auth/refresh"):
+            for body in (b"a" * 70_000, chunks(70_000)):
+                answer = await http.post(path, content=body, headers=json_type)
+                assert (answer.status_code, answer.json()) == (
+                    413,
+                    {"detail": "body_too_large"},
+                )
+        own = await http.post("/own/length", content=b"a" * 5_000_000)
+    assert (own.status_code, own.json()) == (200, 5_000_000)
+
+
+async def test_a_failure_behind_a_login_route_tells_nothing(
+    app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise ValueError("canary")
+
+    monkeypatch.setattr("authws.service.accounts.Accounts.log_in", fail)
+    async with app.http() as http:
+        login = {"username": "alice", "password": PASSWORD}
+        answer = await http.post("/auth/login", json=login)
+    assert (answer.status_code, answer.json()["detail"]) == (500, "internal_error")
+    assert answer.json()["correlation_id"] in caplog.text
+    assert answer.headers["cache-control"] == "no-store"
+    assert "canary" not in answer.text
+
+
+async def test_logout_from_an_app_leaves_its_own_cookies(app: App) -> None:
+    async with app.http() as http:
+        login = {"username": "alice", "password": PASSWORD}
+        await http.post("/auth/session", json=login)
+        origin = {"origin": app.origin}
+        answer = await http.delete("/auth/session", headers=origin)
+        assert answer.status_code == 204
+        assert answer.headers["set-cookie"].startswith('authws=""')
+        assert "clear-site-data" not in answer.headers
+        assert (await http.get("/auth/logout")).json() == {
+            "detail": "Method Not Allowed"
+        }
 
 
 async def test_peers_that_leave_in_the_handshake_log_no_traceback(

@@ -134,7 +134,9 @@ async def close_session(request: Request, house: HouseDependency) -> Response:
     credentials = Credentials(request.scope)
     house.session_cookie.check_origin(credentials)
     await _end_held(house, house.session_cookie.cookies(credentials), "logout")
-    response = Response(status_code=204, headers={"clear-site-data": '"cookies"'})
+    response = Response(status_code=204)
+    if house.owns_origin:  # it clears every cookie of the host, ours or not
+        response.headers["clear-site-data"] = '"cookies"'
     response.delete_cookie(house.cookie_name, **_cookie_attributes(house))
     return response
 
