@@ -116,7 +116,8 @@ class House:
         )
         try:
             self.origins = OriginPolicy(
-                frozenset(Origin.parse(text) for text in settings.origins)
+                frozenset(Origin.parse(text) for text in settings.origins),
+                takes_own_port=_is_port_unknown(settings),
             )
         except ValueError as exc:
             raise ConfigurationError(
@@ -344,6 +345,15 @@ class _Revoked:
 
     since: float
     seen: frozenset[Revocation] = frozenset()
+
+
+def _is_port_unknown(settings: Settings) -> bool:
+    """Tell whether nobody said where pages come from, and by which port.
+
+    So it is in somebody else's app, whose server binds what it likes.
+    """
+    said = settings.model_fields_set & {"public_origin", "allowed_origins", "port"}
+    return settings.is_loopback and not settings.behind_proxy and not said
 
 
 def ticket_audience(settings: Settings) -> str:

@@ -65,7 +65,9 @@ class Strategy(ABC):
         """
         if required is None:
             required = self.origin_required
-        self._origins.check(credentials.header(b"origin"), required=required)
+        self._origins.check(
+            credentials.header(b"origin"), required=required, here=credentials.here
+        )
         check_fetch_site(credentials.header(b"sec-fetch-site"))
 
     async def authenticate(self, handshake: Handshake) -> Principal:

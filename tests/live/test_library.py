@@ -109,7 +109,10 @@ async def running_app(tmp_path: Path, **settings: Any) -> AsyncIterator[App]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    auth = AuthWS(data_dir=tmp_path / "data", port=port, login_rate=0, **settings)
+    told: dict[str, Any] = (
+        {} if settings.pop("is_port_unknown", False) else {"port": port}
+    )
+    auth = AuthWS(data_dir=tmp_path / "data", login_rate=0, **told, **settings)
     async with serving(build(auth, asked), port=port):
         database = Database(auth.house.settings.database)
         hasher = PasswordHasher()
@@ -352,6 +355,40 @@ async def test_logout_from_an_app_leaves_its_own_cookies(app: App) -> None:
         assert (await http.get("/auth/logout")).json() == {
             "detail": "Method Not Allowed"
         }
+
+
+async def test_an_app_takes_its_own_pages_by_whatever_port_it_is_served(
+    tmp_path: Path,
+) -> None:
+    login = {"username": "alice", "password": PASSWORD}
+    async with running_app(tmp_path, is_port_unknown=True) as app:
+        for guard in GUARDS:
+            async with await app.connect(guard):
+                pass
+        async with app.http() as http:
+            for name in ("127.0.0.1", "localhost", "[::1]"):
+                own = {"origin": f"http://{name}:{app.port}"}
+                answer = await http.post("/auth/session", json=login, headers=own)
+                assert answer.status_code == 200, name
+            other = f"http://127.0.0.1:{app.port + 1}"
+            for origin in (other, f"https://127.0.0.1:{app.port}", "null"):
+                answer = await http.post(
+                    "/auth/session", json=login, headers={"origin": origin}
+                )
+                assert answer.status_code == 403, origin
+
+
+async def test_an_app_that_names_its_origins_takes_no_others(tmp_path: Path) -> None:
+    login = {"username": "alice", "password": PASSWORD}
+    named = ["https://app.example.com"]
+    async with (
+        running_app(tmp_path, is_port_unknown=True, allowed_origins=named) as app,
+        app.http() as http,
+    ):
+        answer = await http.post(
+            "/auth/login", json=login, headers={"origin": app.origin}
+        )
+    assert (answer.status_code, answer.json()) == (403, {"detail": "origin_forbidden"})
 
 
 async def test_peers_that_leave_in_the_handshake_log_no_traceback(
