@@ -31,7 +31,7 @@ class Authority(Protocol):
     ) -> Principal:
         """Verify an access token or redeem a ticket.
 
-        A session cookie that came along must be of the token's own session.
+        No session cookie that came along may be of a live session of another user.
         """
 
     async def by_cookie(self, value: str) -> Principal:

@@ -19,6 +19,7 @@ from itsdangerous import Signer, TimestampSigner
 
 from authws.decisions.keys import derive_key
 from authws.decisions.session_cookies import PURPOSE
+from tests.grants import grant
 from tests.running import ENDPOINTS, PASSWORD, Service, running
 from tests.security.peers import (
     Answer,
@@ -363,12 +364,51 @@ async def test_a_huge_cookie_header_is_answered_at_once(
 async def test_a_cookie_of_one_beside_the_token_of_another_is_refused(
     service: Service, alice: Visitor, bob: Visitor, path: str
 ) -> None:
-    lines = (f"Origin: {service.origin}", f"Cookie: {alice.cookie}")
-    for who in (bob, alice):  # alice's token is of another session than her cookie
-        answer = await knock(service, path, *lines, who=who)
+    own = await service.cookie("bob")
+    for cookie in (alice.cookie, f"{alice.cookie}; {own}", f"{own}; {alice.cookie}"):
+        lines = (f"Origin: {service.origin}", f"Cookie: {cookie}")
+        answer = await knock(service, path, *lines, who=bob)
         assert not answer.is_admitted
         if answer.status == 101:
             assert answer.close == (1008, "auth_malformed")
+
+
+async def ended_cookie(service: Service) -> str:
+    cookie = await service.cookie("alice")
+    async with service.http(headers={"cookie": cookie}) as http:
+        await http.delete("/auth/session")
+    return cookie
+
+
+async def unknown_cookie(service: Service) -> str:
+    cookies = service.house.cookies
+    return f"authws={cookies.sign(cookies.new())}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    TOKEN_ENDPOINTS,
+    ids=lambda path: f"COO-13-open-{path[4:].replace('/', '-')}",
+)
+async def test_a_cookie_that_opens_nothing_else_keeps_no_token_out(
+    service: Service, alice: Visitor, bob: Visitor, path: str
+) -> None:
+    own = await service.cookie("bob")  # bob's token is of another login of his
+    over = await grant(service, "session-cookie", "alice", idle_ttl=1e-6)
+    for cookie in (
+        "authws=stale",
+        "authws=",
+        f"authws={value_of(alice.cookie)[:-1]}!",
+        await unknown_cookie(service),
+        await ended_cookie(service),
+        f"authws={over.cookie}",
+        own,
+        f"{own}; authws=stale",
+    ):
+        lines = (f"Origin: {service.origin}", f"Cookie: {cookie}")
+        assert (await knock(service, path, *lines, who=bob)).is_admitted, cookie
+    async with service.http(headers={"cookie": own}) as http:
+        assert (await http.get("/auth/me")).status_code == 200
 
 
 CARRIERS = {
