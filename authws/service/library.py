@@ -45,7 +45,10 @@ class Guard:
         self._scopes = scopes
 
     def requires(self, *scopes: str) -> Guard:
-        """Return a guard that also demands scopes; without them: ``forbidden``."""
+        """Return a guard that also demands scopes; without them: ``forbidden``.
+
+        A scope that ends in ``*`` covers those that start with what stands before it.
+        """
         return Guard(self._owner, self._strategy, self._scopes | frozenset(scopes))
 
     async def __call__(
@@ -69,7 +72,7 @@ class Guard:
             credentials, required=unsafe and self._strategy.origin_required
         )
         principal = await self._strategy.identify(credentials)
-        if not self._scopes <= principal.scopes:
+        if not principal.covers(self._scopes):
             raise ForbiddenError("a required scope is missing")
         return principal
 

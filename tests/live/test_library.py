@@ -92,6 +92,24 @@ def add_routes(app: FastAPI, guard: Any, name: str, asked: list[Any]) -> None:
     ) -> None:
         asked.append("admin was let in")
 
+    @app.websocket(f"/{name}/lobby")
+    async def lobby(
+        connection: Annotated[Connection, Depends(guard.requires("join:lobby"))],
+    ) -> None:
+        await connection.close(1000, "covered")
+
+    @app.get(f"/{name}/lobby")
+    async def read_lobby(
+        principal: Annotated[Principal, Depends(guard.requires("join:lobby"))],
+    ) -> str:
+        return principal.subject
+
+    @app.get(f"/{name}/publishers")
+    async def publishers(
+        principal: Annotated[Principal, Depends(guard.requires("publish:*"))],
+    ) -> None:
+        asked.append("a publisher was let in")
+
     @app.websocket(f"/{name}/closes")
     async def closes(connection: Annotated[Connection, Depends(guard)]) -> None:
         for number in range(5000):
@@ -158,6 +176,27 @@ async def test_missing_scope_closes_forbidden_and_runs_no_handler(
         await app.connect(guard, "admin")
     assert closed.value.rcvd is not None
     assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1008, "forbidden")
+    assert app.asked == []
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+async def test_wider_scope_covers_the_one_that_a_guard_demands(
+    app: App, guard: str
+) -> None:
+    async with await app.connect(guard, "lobby") as peer:
+        with pytest.raises(ConnectionClosed) as closed:
+            await peer.recv()
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1000, "covered")
+
+
+async def test_wider_scope_covers_the_one_that_a_route_demands(app: App) -> None:
+    bearer = {"authorization": f"Bearer {await app.token()}"}
+    async with app.http() as http:
+        covered = await http.get("/first_message/lobby", headers=bearer)
+        other = await http.get("/first_message/publishers", headers=bearer)
+    assert (covered.status_code, covered.json()) == (200, "alice")
+    assert (other.status_code, other.json()) == (403, {"detail": "forbidden"})
     assert app.asked == []
 
 
