@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 
 from authws.decisions.limits import retry_after
 from authws.exceptions import AuthError, LimitError
@@ -47,7 +47,7 @@ def headers_of(error: AuthError) -> dict[str, str]:
     return headers
 
 
-def note_refusal(house: House, request: Request, error: AuthError) -> None:
+def note_refusal(house: House, request: HTTPConnection, error: AuthError) -> None:
     """Write a refusal to the security log, unless it has a line there already."""
     if error.is_logged:
         return

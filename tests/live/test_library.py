@@ -45,9 +45,9 @@ class App:
                 (await http.post("/auth/login", json=login)).json()["access_token"]
             )
 
-    async def connect(self, guard: str, path: str = "ws") -> Any:
+    async def connect(self, guard: str, path: str = "ws", under: str = "") -> Any:
         """Connect as Alice by a guard, past ``auth_ok``."""
-        url = f"ws://127.0.0.1:{self.port}/{guard}/{path}"
+        url = f"ws://127.0.0.1:{self.port}{under}/{guard}/{path}"
         if guard == "session_cookie":
             async with self.http() as http:
                 login = {"username": "alice", "password": PASSWORD}
@@ -72,6 +72,10 @@ def build(auth: AuthWS, asked: list[Any]) -> FastAPI:
     for name in GUARDS:
         add_routes(app, getattr(auth, name), name, asked)
     add_own_routes(app)
+    mounted = FastAPI()
+    for name in GUARDS:
+        add_routes(mounted, getattr(auth, name), name, asked)
+    app.mount("/sub", mounted)
     return app
 
 
@@ -441,6 +445,60 @@ async def test_peers_that_leave_in_the_handshake_log_no_traceback(
     async with await app.connect("first_message") as peer:
         await peer.send("still here")
         await peer.recv()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_guard_in_a_mounted_app_answers_for_itself(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "authws.security")
+    garbage = {"authorization": "Bearer garbage"}
+    bearer = {"authorization": f"Bearer {await app.token()}"}
+    async with app.http() as http:
+        for under in ("", "/sub"):
+            path = f"{under}/first_message"
+            missing = await http.get(f"{path}/me")
+            assert (missing.status_code, missing.json()) == (
+                401,
+                {"detail": "auth_missing"},
+            )
+            assert missing.headers["www-authenticate"] == "Bearer"
+            invalid = await http.get(f"{path}/me", headers=garbage)
+            assert (invalid.status_code, invalid.json()) == (
+                401,
+                {"detail": "token_invalid"},
+            )
+            forbidden = await http.get(f"{path}/publishers", headers=bearer)
+            assert (forbidden.status_code, forbidden.json()) == (
+                403,
+                {"detail": "forbidden"},
+            )
+            assert (await http.get(f"{path}/me", headers=bearer)).json() == "alice"
+    lines = [r.getMessage() for r in caplog.records if r.name == "authws.security"]
+    reasons = [json.loads(line).get("reason") for line in lines]
+    for slug in ("auth_missing", "token_invalid", "forbidden"):
+        assert reasons.count(slug) == 2
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+async def test_guarded_socket_in_a_mounted_app_ends_as_quietly(
+    app: App, guard: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await app.connect(guard, under="/sub") as peer:
+        await peer.send("hello")
+        assert json.loads(await peer.recv()) == {"echo": "hello"}
+    with pytest.raises(ConnectionClosed) as closed:
+        await app.connect(guard, "admin", under="/sub")
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.reason == "forbidden"
+    headers = {"origin": app.origin}
+    for _ in range(5):
+        url = f"ws://127.0.0.1:{app.port}/sub/{guard}/ws"
+        gone = await websockets.connect(url, additional_headers=headers, proxy=None)
+        gone.transport.abort()
+    async with await app.connect(guard, under="/sub"):
+        pass
     assert not [record for record in caplog.records if record.exc_info]
 
 
