@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 __all__ = ["Principal", "common_scopes"]
@@ -33,6 +34,11 @@ class Principal:
         in ``*`` grants every resource that starts with what stands before it.
         """
         return _cover(self.scopes, f"{action}:{resource}")
+
+    def covers(self, scopes: Iterable[str]) -> bool:
+        """Tell whether all that these scopes grant was granted: ``publish:*`` covers
+        ``publish:lobby``, and not the other way round."""
+        return all(_cover(self.scopes, scope) for scope in scopes)
 
     def has(self, scope: str) -> bool:
         """Tell whether exactly this scope was granted."""

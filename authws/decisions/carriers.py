@@ -2,7 +2,7 @@
 
 RFC 6750, section 2: a client must not use more than one method in a request. A
 browser cannot help sending its cookie, so a session cookie beside a token or ticket
-is allowed when both are of the same session, and a refusal otherwise.
+is allowed, unless it is of a live session of another user: that is a refusal.
 """
 
 from __future__ import annotations

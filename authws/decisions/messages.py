@@ -53,6 +53,8 @@ MAX_ID_LENGTH = 64
 # A string that does not end is one up to the end of the text: to fail there, and to try
 # again from each quote within it, would cost the square of its length (CWE-1333).
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[{\]}]', re.DOTALL)
+# Each letter may be escaped (RFC 8259, 7); most texts have no such escape at all.
+_ESCAPED_AUTH = re.compile(r'"(?:a|\\u0061)(?:u|\\u0075)(?:t|\\u0074)(?:h|\\u0068)"')
 _ROOM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 
 MessageId = str | int | None
@@ -110,10 +112,10 @@ def parse(text: str) -> ClientMessage:
         )
     try:
         message: ClientMessage = _decoder.decode(text)
-    except (msgspec.ValidationError, UnicodeError) as exc:
-        raise MessageError("malformed", _shape(exc)) from None
-    except (msgspec.DecodeError, RecursionError):
-        raise MessageError("malformed", "not a JSON text (RFC 8259)") from None
+    except msgspec.ValidationError as exc:
+        raise MessageError("malformed", _shape(exc), _id_of(text)) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise MessageError("malformed", _why_not_json(text), _id_of(text)) from None
     if isinstance(message, Auth):
         return parse_auth(text)
     _check_id(getattr(message, "id", None))
@@ -159,7 +161,9 @@ def parse_auth(text: str) -> Auth:
 
 def is_auth(text: str) -> bool:
     """Tell whether a text is meant as an ``auth`` message, however well formed."""
-    if '"auth"' not in text or not text.lstrip().startswith("{") or _too_deep(text):
+    if '"auth"' not in text and not ("\\u00" in text and _ESCAPED_AUTH.search(text)):
+        return False
+    if not text.lstrip().startswith("{") or _too_deep(text):
         return False
     try:
         value = json.loads(text)
@@ -280,6 +284,44 @@ def _too_deep(text: str) -> bool:
         elif bracket in "]}":
             depth -= 1
     return False
+
+
+def _reread(text: str) -> Any:
+    """Return what a text says that was refused, or None if it is no JSON at all."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, parse_int=_whole)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _whole(digits: str) -> int | float:
+    # more digits than an id may have cost time, and are no id
+    return int(digits) if len(digits) <= len("-9007199254740992") else float(digits)
+
+
+def _id_of(text: str) -> MessageId:
+    """Return the id of a publish that was refused, if it has one that may be one."""
+    value = _reread(text)
+    if not isinstance(value, dict) or value.get("type") != "publish":
+        return None
+    message_id = value.get("id")
+    if not isinstance(message_id, str | int) or isinstance(message_id, bool):
+        return None
+    try:
+        _check_id(message_id)
+        _encode(message_id)
+    except (MessageError, UnicodeError):
+        return None
+    return message_id
+
+
+def _why_not_json(text: str) -> str:
+    """Name what is wrong with a text that another parser may take for JSON."""
+    try:
+        json.dumps(_reread(text), ensure_ascii=False).encode()
+    except UnicodeError:
+        return "a lone surrogate (RFC 8259, 8.2) cannot be sent on as UTF-8"
+    return "not a JSON text (RFC 8259)"
 
 
 def _check_id(message_id: MessageId) -> None:

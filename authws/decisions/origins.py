@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
 from authws.exceptions import ConfigurationError, ForbiddenOriginError
 
@@ -21,6 +21,8 @@ MAX_HOST = 253
 """RFC 1035, 2.3.4: 255 octets on the wire are 253 characters of text."""
 MAX_ORIGIN = len("https://") + MAX_HOST + len(":65535")
 DEFAULT_PORTS = {"http": 80, "https": 443}
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+"""The names by which a browser finds its own machine."""
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = rf"(?P<host>{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]{{2,45}}\])"
@@ -69,9 +71,16 @@ class OriginPolicy:
     """The pages that may connect."""
 
     allowed: frozenset[Origin]
+    takes_own_port: bool = False
+    """Allow this machine's pages of the port that a request came in by as well: for an
+    app of which nobody said by which port it is served."""
 
-    def check(self, headers: Sequence[str], required: bool) -> Origin | None:
+    def check(
+        self, headers: Sequence[str], required: bool, here: Origin | None = None
+    ) -> Origin | None:
         """Return the allowed origin that the ``Origin`` headers name.
+
+        ``here`` is where the request came in: the address and port of our own socket.
 
         Without a header the answer is None, unless one is ``required``: every browser
         sends it (RFC 6455, 4.1), so who does not is no browser, and holds a cookie by
@@ -89,9 +98,23 @@ class OriginPolicy:
             origin = Origin.parse(headers[0])
         except ValueError:
             raise ForbiddenOriginError(headers[0]) from None
-        if origin not in self.allowed:
+        if origin not in self.allowed and not self._is_own(origin, here):
             raise ForbiddenOriginError(headers[0])
         return origin
+
+    def _is_own(self, origin: Origin, here: Origin | None) -> bool:
+        """Tell whether it is a page of this machine, and of that very socket.
+
+        The socket's own port cannot be forged by a peer, and whoever comes in over
+        loopback is on this machine, or behind a proxy on it.
+        """
+        return (
+            self.takes_own_port
+            and here is not None
+            and _is_loopback(here.host)
+            and origin.host in LOOPBACK_HOSTS
+            and (origin.scheme, origin.port) == (here.scheme, here.port)
+        )
 
 
 def check_fetch_site(values: Sequence[str]) -> None:
@@ -139,6 +162,13 @@ class HostPolicy:
             return _canonical_host(match["host"]) in self.allowed
         except ValueError:
             return False
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def _port(text: str | None) -> int | None:

@@ -128,20 +128,26 @@ class SessionRecords:
         for record in [r for r in self._cached.values() if r.subject == subject]:
             del self._cached[record.id]
 
+    async def is_over(self, record: SessionRecord) -> bool:
+        """Tell whether a session is at its idle or absolute limit."""
+        now = self._clock.now()
+        if _deadline(record) > now:
+            return False
+        # another process may have seen it in use since we read the row
+        self.evict(record.id)
+        fresh = await self.get(record.id)
+        return fresh is None or _deadline(fresh) <= now
+
     async def idle_until(self, record: SessionRecord) -> float:
         """Note that a session is in use; return when it ends if it is used no more.
 
         Raises:
             ExpiredSessionError: it was over already.
         """
+        if await self.is_over(record):
+            raise ExpiredSessionError("the session reached its time limit")
+        record = await self.get(record.id) or record
         now = self._clock.now()
-        if _deadline(record) <= now:
-            # another process may have seen it in use since we read the row
-            self.evict(record.id)
-            fresh = await self.get(record.id)
-            if fresh is None or _deadline(fresh) <= now:
-                raise ExpiredSessionError("the session reached its time limit")
-            record = fresh
         if now - record.last_seen_at >= min(TOUCH_EVERY, record.idle_ttl / 10 or 60):
             await self._sessions.touch(record.id, now)
             self.evict(record.id)
@@ -188,7 +194,7 @@ class HouseAuthority:
         cookies_beside: Sequence[str] = (),
     ) -> Principal:
         claims, own = await self._claims(token, accepts)
-        self._check_cookies(cookies_beside, claims)
+        await self._check_cookies(cookies_beside, claims, own)
         if not own:
             return _foreign_principal(claims, strategy)
         principal = await self._believe(claims, strategy)
@@ -212,6 +218,28 @@ class HouseAuthority:
             strategy="session_cookie",
             authenticated_at=record.created_at,
         )
+
+    async def sessions_of(self, cookies: Sequence[str]) -> list[SessionRecord]:
+        """Return the sessions that cookies name and nobody has ended yet.
+
+        What we did not sign, or no session answers to, is passed over. A session at
+        its time limit is among them: what was opened by its tickets may live on.
+
+        Raises:
+            UnavailableError: they cannot be read.
+        """
+        found: dict[str, SessionRecord] = {}
+        for value in cookies:
+            try:
+                session = session_digest(self._cookies.unsign(value))
+            except InvalidSessionError:
+                continue
+            record = await self._records.get(session)
+            if record is None or record.kind != "cookie":
+                continue
+            if not self._records.is_revoked(record):
+                found[session] = record
+        return list(found.values())
 
     async def renew(self, token: str, current: Principal) -> Principal:
         """Verify a token that a live connection presents; it stays who it is.
@@ -254,17 +282,19 @@ class HouseAuthority:
         finally:
             del refusal  # it holds this frame, by its traceback, as this frame holds it
 
-    def _check_cookies(self, cookies: Sequence[str], claims: Claims) -> None:
-        """Refuse a cookie of any session but the token's own (RFC 6750, section 2)."""
-        for value in cookies:
-            try:
-                session = session_digest(self._cookies.unsign(value))
-            except InvalidSessionError:
-                session = ""
-            if not claims.session or session != claims.session:
-                raise MalformedCredentialError(
-                    "a session cookie of another session beside the token"
-                )
+    async def _check_cookies(
+        self, cookies: Sequence[str], claims: Claims, own: bool
+    ) -> None:
+        """Refuse a token of one beside a live session of another (RFC 6750, section 2).
+
+        A browser sends its cookie whether a page wants that or not: one that opens
+        nothing, or opens it for the same user, contradicts no token.
+        """
+        for record in await self.sessions_of(cookies):
+            if own and record.subject == claims.subject:
+                continue
+            if not await self._records.is_over(record):
+                raise MalformedCredentialError("the cookie of another beside the token")
 
     async def _believe(self, claims: Claims, strategy: str) -> Principal:
         record = await self._records.get(claims.session)

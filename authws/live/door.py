@@ -76,7 +76,7 @@ class DoorStyle:
     pump: bool = False
     """Receive in a task of its own, for handlers that may be busy elsewhere."""
     scopes: frozenset[str] = frozenset()
-    """Scopes that a principal must have to come in."""
+    """Scopes that a principal's must cover to come in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ class Door:
         try:
             strategy.check_origin(handshake.credentials)
             principal = await strategy.authenticate(handshake)
-            if not style.scopes <= principal.scopes:
+            if not principal.covers(style.scopes):
                 raise ForbiddenError("a required scope is missing")
         except ConnectionClosed:
             self._log_abandoned(strategy, handshake)

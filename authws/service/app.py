@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,14 +12,20 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from authws.clock import Clock
-from authws.decisions.limits import retry_after
 from authws.decisions.passwords import PasswordError
 from authws.decisions.redaction import install_log_redaction
-from authws.exceptions import AuthError, LimitError
+from authws.exceptions import AuthError
 from authws.live.connection import Connection
 from authws.live.door import DoorStyle, NotAdmittedError
 from authws.live.rooms import RoomProtocol, echo
 from authws.service.accounts import BadCredentialsError
+from authws.service.answers import (
+    headers_of,
+    http_refusal,
+    note_refusal,
+    refusal,
+    validation_refusal,
+)
 from authws.service.gate import Endpoint, Gate
 from authws.service.house import House
 from authws.service.routes import admin, auth, operations, pages
@@ -47,7 +53,7 @@ def create_app(
     """
     install_log_redaction()
     settings = settings or Settings()
-    house = House(settings, clock=clock)
+    house = House(settings, clock=clock, owns_origin=True)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -73,12 +79,12 @@ def create_app(
     if settings.docs:
         app.include_router(pages.router)
     add_error_handlers(app)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(
         Gate,
-        hosts=house.hosts,
-        log=house.log,
+        http=house.gate,
         endpoints=websocket_endpoints(house),
-        secure=settings.is_secure,
     )
     return app
 
@@ -112,43 +118,22 @@ def _endpoint(
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error as ``{"detail": slug}``, and nothing more than that."""
+    """Answer our own errors, and no others: the app may be somebody else's."""
     app.add_exception_handler(AuthError, _auth_error)
     app.add_exception_handler(BadCredentialsError, _bad_credentials)
     app.add_exception_handler(PasswordError, _password_error)
     app.add_exception_handler(auth.UnknownSessionError, _unknown_session)
     app.add_exception_handler(UnknownUserError, _unknown_user)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
 
 
 async def _auth_error(request: Request, exc: Exception) -> JSONResponse:
     error = cast(AuthError, exc)
-    if not error.is_logged:
-        house: House = request.app.state.authws
-        house.log.write(
-            "refused",
-            reason=error.close.reason,
-            detail=str(error),
-            address=request.client.host if request.client else "",
-            limit=error.limit if isinstance(error, LimitError) else "",
-        )
-    headers: dict[str, str] = {}
-    if error.status == 401:
-        # RFC 6750, 3: no error code where no credential was presented
-        missing = error.close.reason == "auth_missing"
-        headers["www-authenticate"] = (
-            "Bearer" if missing else 'Bearer error="invalid_token"'
-        )
-    if isinstance(error, LimitError):
-        headers["retry-after"] = str(retry_after(error.retry_after))
-    elif error.status == 503:
-        headers["retry-after"] = "1"
-    return _refusal(error.status, error.close.reason, headers)
+    note_refusal(request.app.state.authws, request, error)
+    return refusal(error.status, error.close.reason, headers_of(error))
 
 
 async def _bad_credentials(_: Request, __: Exception) -> JSONResponse:
-    return _refusal(401, "credentials_invalid", {"www-authenticate": "Bearer"})
+    return refusal(401, "credentials_invalid", {"www-authenticate": "Bearer"})
 
 
 async def _password_error(_: Request, exc: Exception) -> JSONResponse:
@@ -157,34 +142,19 @@ async def _password_error(_: Request, exc: Exception) -> JSONResponse:
 
 
 async def _unknown_session(_: Request, __: Exception) -> JSONResponse:
-    return _refusal(404, "session_unknown")
+    return refusal(404, "session_unknown")
 
 
 async def _unknown_user(_: Request, __: Exception) -> JSONResponse:
-    return _refusal(404, "user_unknown")
+    return refusal(404, "user_unknown")
 
 
 async def _validation_error(_: Request, exc: Exception) -> JSONResponse:
-    """Name the fields; FastAPI's own answer quotes the input, passwords included."""
-    error = cast(RequestValidationError, exc)
-    fields = sorted({".".join(map(str, one["loc"][:3])) for one in error.errors()})
-    return JSONResponse(
-        {"detail": "request_invalid", "fields": [field[:80] for field in fields]},
-        status_code=422,
-    )
+    return validation_refusal(cast(RequestValidationError, exc))
 
 
 async def _http_error(_: Request, exc: Exception) -> JSONResponse:
-    error = cast(HTTPException, exc)
-    slugs = {404: "not_found", 405: "method_not_allowed", 415: "json_expected"}
-    slug = slugs.get(error.status_code, "request_invalid")
-    return _refusal(error.status_code, slug, dict(error.headers or {}))
-
-
-def _refusal(
-    status: int, slug: str, headers: dict[str, Any] | None = None
-) -> JSONResponse:
-    return JSONResponse({"detail": slug}, status_code=status, headers=headers)
+    return http_refusal(cast(HTTPException, exc))
 
 
 def _version() -> str:

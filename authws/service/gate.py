@@ -1,7 +1,9 @@
-"""What every request meets before any route: host, size, origin of pages, headers.
+"""What every request meets before any route: host, size, headers.
 
-Plain ASGI, since Starlette's ``BaseHTTPMiddleware`` does not see a WebSocket. The
-service's own WebSocket endpoints are answered here, before FastAPI's router.
+In the service ``Gate`` stands before all there is. Plain ASGI, since Starlette's
+``BaseHTTPMiddleware`` does not see a WebSocket; the service's own WebSocket endpoints
+are answered here, before FastAPI's router. In somebody else's app ``HttpGate`` stands
+before our routes alone.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from authws.decisions.redaction import log_failure
 from authws.live.security_log import SecurityLog
 from authws.strategies.handshake import Handshake
 
-__all__ = ["Endpoint", "Gate"]
+__all__ = ["Endpoint", "Gate", "HttpGate"]
 
 MAX_BODY_BYTES = 65_536
 
@@ -49,54 +51,23 @@ class _Barrier:
 
     status: HTTPStatus
     slug: str
+    detail: str = ""
+    """For the operator."""
 
 
-class Gate:
-    """ASGI middleware: the outermost of ours."""
+class HttpGate:
+    """What stands before an HTTP route of ours, in whatever app it is."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        hosts: HostPolicy,
-        log: SecurityLog,
-        endpoints: Mapping[str, Endpoint],
-        secure: bool,
-    ) -> None:
-        """``endpoints`` by path; ``secure`` says browsers come over https."""
-        self._app = app
+    def __init__(self, *, hosts: HostPolicy, log: SecurityLog, secure: bool) -> None:
+        """``secure`` says that browsers come to the whole host over https."""
         self._hosts = hosts
         self._log = log
-        self._endpoints = endpoints
         self._secure = secure
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await self._websocket(scope, receive, send)
-        elif scope["type"] == "http":
-            await self._http(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    # ---------------------------------------------------------------------- WebSocket
-
-    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        barrier = self._barrier(scope)
-        endpoint = self._endpoints.get(scope["path"])
-        if barrier is None and endpoint is None:
-            await self._app(scope, receive, send)
-            return
-        await receive()  # websocket.connect
-        handshake = Handshake(scope, receive, send)
-        if barrier is not None:
-            self._refused(scope, barrier.slug)
-            await handshake.deny(barrier.status, barrier.slug)
-        elif endpoint is not None:
-            await endpoint(handshake)
-
-    # --------------------------------------------------------------------------- HTTP
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def pass_on(
+        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Let a request through to ``app`` if it may pass, and see to its answer."""
         started = False
         body = _LimitedBody(receive)
 
@@ -112,9 +83,9 @@ class Gate:
                 self._add_headers(scope, message)
             await send(message)
 
-        barrier = self._barrier(scope)
+        barrier = self.barrier(scope)
         if barrier is not None:
-            self._refused(scope, barrier.slug)
+            self.note(scope, barrier.slug, barrier.detail)
             await _answer(guarded_send, barrier.status, barrier.slug)
             return
         if body.is_announced_too_large(scope):
@@ -123,13 +94,13 @@ class Gate:
             )
             return
         try:
-            await self._app(scope, body.receive, app_send)
+            await app(scope, body.receive, app_send)
         except _BodyTooLargeError:
             pass
         except Exception:
             correlation = secrets.token_hex(8)
             log_failure(logger, "request failed (correlation id %s)", correlation)
-            self._refused(scope, "internal_error")
+            self.note(scope, "internal_error")
             if not started:
                 await _answer(
                     guarded_send,
@@ -142,6 +113,25 @@ class Gate:
                 guarded_send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large"
             )
 
+    def barrier(self, scope: Scope) -> _Barrier | None:
+        """Tell why a request may not pass, whatever it asks for."""
+        hosts = _header(scope, b"host")
+        if not self._hosts.allows(hosts):
+            told = f"not among AUTHWS_ALLOWED_HOSTS: {', '.join(hosts)!r:.200}"
+            return _Barrier(HTTPStatus.BAD_REQUEST, "host_unknown", told)
+        # an https service met without TLS: the proxy in front says so itself. Without
+        # its word, a plain connection comes from the proxy or from this machine.
+        plain = scope["scheme"] in {"http", "ws"}
+        if self._secure and plain and _header(scope, b"x-forwarded-proto"):
+            return _Barrier(HTTPStatus.FORBIDDEN, "tls_required")
+        return None
+
+    def note(self, scope: Scope, reason: str, detail: str = "") -> None:
+        """Write a refusal to the security log."""
+        client = scope.get("client")
+        address = client[0] if client else ""
+        self._log.write("refused", reason=reason, detail=detail, address=address)
+
     def _add_headers(self, scope: Scope, message: Message) -> None:
         headers = list(message.get("headers", []))
         present = {name.lower() for name, _ in headers}
@@ -153,22 +143,39 @@ class Gate:
         headers += [header for header in wanted if header[0] not in present]
         message["headers"] = headers
 
-    # ------------------------------------------------------------------------- shared
 
-    def _barrier(self, scope: Scope) -> _Barrier | None:
-        """Tell why a request may not pass, whatever it asks for."""
-        if not self._hosts.allows(_header(scope, b"host")):
-            return _Barrier(HTTPStatus.BAD_REQUEST, "host_unknown")
-        # an https service met without TLS: the proxy in front says so itself. Without
-        # its word, a plain connection comes from the proxy or from this machine.
-        plain = scope["scheme"] in {"http", "ws"}
-        if self._secure and plain and _header(scope, b"x-forwarded-proto"):
-            return _Barrier(HTTPStatus.FORBIDDEN, "tls_required")
-        return None
+class Gate:
+    """ASGI middleware: the outermost of ours."""
 
-    def _refused(self, scope: Scope, reason: str) -> None:
-        client = scope.get("client")
-        self._log.write("refused", reason=reason, address=client[0] if client else "")
+    def __init__(
+        self, app: ASGIApp, *, http: HttpGate, endpoints: Mapping[str, Endpoint]
+    ) -> None:
+        """``endpoints`` by path."""
+        self._app = app
+        self._gate = http
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._gate.pass_on(self._app, scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        barrier = self._gate.barrier(scope)
+        endpoint = self._endpoints.get(scope["path"])
+        if barrier is None and endpoint is None:
+            await self._app(scope, receive, send)
+            return
+        await receive()  # websocket.connect
+        handshake = Handshake(scope, receive, send)
+        if barrier is not None:
+            self._gate.note(scope, barrier.slug, barrier.detail)
+            await handshake.deny(barrier.status, barrier.slug)
+        elif endpoint is not None:
+            await endpoint(handshake)
 
 
 class _BodyTooLargeError(Exception):

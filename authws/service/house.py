@@ -24,6 +24,7 @@ from authws.live.door import Door, DoorLimits
 from authws.live.hub import Hub
 from authws.live.security_log import SecurityLog
 from authws.service.accounts import Accounts, Lifetimes
+from authws.service.gate import HttpGate
 from authws.service.key_files import load_secrets
 from authws.service.login_throttle import LoginThrottle
 from authws.service.metrics import Metrics
@@ -55,13 +56,26 @@ logger = logging.getLogger("authws")
 class House:
     """One process's worth of authws."""
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        owns_origin: bool = False,
+    ) -> None:
         """Put it together; nothing is opened before ``start``.
+
+        Args:
+            settings: what an operator may set.
+            clock: where the time is read.
+            owns_origin: every path and cookie of the origin is ours. Otherwise they
+                are somebody else's app's, and what we say is said of our routes only.
 
         Raises:
             ConfigurationError: a setting is unsafe or impossible.
         """
         self.settings = settings
+        self.owns_origin = owns_origin
         self.clock = clock or Clock()
         self.metrics = Metrics()
         self.log = SecurityLog(self.clock, self.metrics.count_event)
@@ -102,14 +116,20 @@ class House:
         )
         try:
             self.origins = OriginPolicy(
-                frozenset(Origin.parse(text) for text in settings.origins)
+                frozenset(Origin.parse(text) for text in settings.origins),
+                takes_own_port=_is_port_unknown(settings),
             )
         except ValueError as exc:
             raise ConfigurationError(
                 "AUTHWS_PUBLIC_ORIGIN and AUTHWS_ALLOWED_ORIGINS hold origins such as "
                 f"https://app.example.com: {exc}"
             ) from None
-        self.hosts = HostPolicy(settings.hosts)
+        self.gate = HttpGate(
+            hosts=HostPolicy(settings.hosts),
+            log=self.log,
+            # how a host is reached, and for how long, is for its owner to say
+            secure=settings.is_secure and self.owns_origin,
+        )
 
     def _put_together_stores(self) -> None:
         settings = self.settings
@@ -325,6 +345,15 @@ class _Revoked:
 
     since: float
     seen: frozenset[Revocation] = frozenset()
+
+
+def _is_port_unknown(settings: Settings) -> bool:
+    """Tell whether nobody said where pages come from, and by which port.
+
+    So it is in somebody else's app, whose server binds what it likes.
+    """
+    said = settings.model_fields_set & {"public_origin", "allowed_origins", "port"}
+    return settings.is_loopback and not settings.behind_proxy and not said
 
 
 def ticket_audience(settings: Settings) -> str:

@@ -8,16 +8,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI, HTTPException, WebSocket
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocketDisconnect
 
 from authws.clock import Clock
 from authws.decisions.redaction import install_log_redaction
-from authws.exceptions import ConfigurationError, ForbiddenError
+from authws.exceptions import AuthError, ConfigurationError, ForbiddenError
 from authws.live.connection import Connection
 from authws.live.door import DoorStyle, NotAdmittedError
 from authws.principal import Principal
+from authws.service.answers import headers_of, note_refusal
 from authws.service.app import add_error_handlers
 from authws.service.house import House
 from authws.service.routes import auth
@@ -45,7 +46,10 @@ class Guard:
         self._scopes = scopes
 
     def requires(self, *scopes: str) -> Guard:
-        """Return a guard that also demands scopes; without them: ``forbidden``."""
+        """Return a guard that also demands scopes; without them: ``forbidden``.
+
+        A scope that ends in ``*`` covers those that start with what stands before it.
+        """
         return Guard(self._owner, self._strategy, self._scopes | frozenset(scopes))
 
     async def __call__(
@@ -53,7 +57,11 @@ class Guard:
     ) -> AsyncIterator[Connection | Principal]:
         house = self._owner.house
         if not isinstance(connection, WebSocket):
-            yield await self._identify(connection)
+            try:
+                principal = await self._identify(connection)
+            except AuthError as error:
+                raise _answerable(house, connection, error) from None
+            yield principal
             return
         handshake = Handshake(connection.scope, connection.receive, connection.send)
         await connection.receive()  # websocket.connect
@@ -69,7 +77,7 @@ class Guard:
             credentials, required=unsafe and self._strategy.origin_required
         )
         principal = await self._strategy.identify(credentials)
-        if not self._scopes <= principal.scopes:
+        if not principal.covers(self._scopes):
             raise ForbiddenError("a required scope is missing")
         return principal
 
@@ -156,6 +164,18 @@ class AuthWS:
         app.add_exception_handler(WebSocketDisconnect, _quiet)
         if self._login:
             app.include_router(auth.router)
+
+
+def _answerable(house: House, request: HTTPConnection, error: AuthError) -> Exception:
+    """Return a refusal that the app around the route has an answer to.
+
+    The handlers that ``install`` adds are those of one app: in another that is mounted
+    there ours is unknown, and anybody without a credential would log a traceback.
+    """
+    if AuthError in request.app.exception_handlers:
+        return error
+    note_refusal(house, request, error)
+    return HTTPException(error.status, error.close.reason, headers_of(error))
 
 
 async def _quiet(_connection: Any, _error: Exception) -> None:

@@ -31,7 +31,7 @@ class Authority(Protocol):
     ) -> Principal:
         """Verify an access token or redeem a ticket.
 
-        A session cookie that came along must be of the token's own session.
+        No session cookie that came along may be of a live session of another user.
         """
 
     async def by_cookie(self, value: str) -> Principal:
@@ -65,7 +65,9 @@ class Strategy(ABC):
         """
         if required is None:
             required = self.origin_required
-        self._origins.check(credentials.header(b"origin"), required=required)
+        self._origins.check(
+            credentials.header(b"origin"), required=required, here=credentials.here
+        )
         check_fetch_site(credentials.header(b"sec-fetch-site"))
 
     async def authenticate(self, handshake: Handshake) -> Principal:
@@ -80,7 +82,12 @@ class Strategy(ABC):
     async def identify(self, credentials: Credentials) -> Principal:
         """Read exactly one credential of an HTTP request and verify it."""
 
-    def _cookies(self, credentials: Credentials) -> list[str]:
+    def cookies(self, credentials: Credentials) -> list[str]:
+        """Every session cookie that came along, whatever it is worth.
+
+        Raises:
+            MalformedCredentialError: there is more than we read.
+        """
         return carriers.cookie_values(credentials.header(b"cookie"), self._cookie_name)
 
     def _refuse_other_carriers(self, credentials: Credentials, *names: str) -> None:

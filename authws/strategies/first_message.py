@@ -50,7 +50,7 @@ class FirstMessage(Strategy):
     async def authenticate(self, handshake: Handshake) -> Principal:
         credentials = handshake.credentials
         self._refuse_other_carriers(credentials, "authorization", "query")
-        cookies = self._cookies(credentials)
+        cookies = self.cookies(credentials)
         handshake.limit_messages(self._max_bytes)
         await handshake.accept()
         try:
@@ -73,7 +73,7 @@ class FirstMessage(Strategy):
             token,
             strategy=self.name,
             accepts="access",
-            cookies_beside=self._cookies(credentials),
+            cookies_beside=self.cookies(credentials),
         )
 
     def _read(self, message: str | bytes | None, handshake: Handshake) -> str:

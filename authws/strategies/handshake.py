@@ -14,6 +14,7 @@ from authws import close_codes
 from authws.close_codes import Close
 from authws.decisions import limits
 from authws.decisions.messages import SUBPROTOCOL
+from authws.decisions.origins import Origin
 from authws.decisions.redaction import redact_query
 from authws.exceptions import ConnectionClosed
 
@@ -55,14 +56,25 @@ class Wire(Protocol):
 class Credentials:
     """What of a request may carry a credential: the query and the headers."""
 
-    __slots__ = ("_headers", "address", "query_string")
+    __slots__ = ("_headers", "_scheme", "_server", "address", "query_string")
 
     def __init__(self, scope: Scope) -> None:
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self._scheme: str = scope.get("scheme", "http")
+        self._server: tuple[str, int | None] | None = scope.get("server")
         client = scope.get("client")
         self.address: str = client[0] if client else ""
         """The peer's address, as the server believes it."""
         self.query_string = _take_query(scope)
+
+    @property
+    def here(self) -> Origin | None:
+        """Where the request came in: our own socket; None if it has no port."""
+        host, port = self._server or ("", None)
+        if port is None:
+            return None
+        is_tls = self._scheme in {"https", "wss"}
+        return Origin("https" if is_tls else "http", host, port)
 
     def header(self, name: bytes) -> list[str]:
         """Every value of a header, in order; ``name`` in lower case."""

@@ -40,5 +40,5 @@ class QueryParam(Strategy):
             token,
             strategy=self.name,
             accepts=self._accepts,
-            cookies_beside=self._cookies(credentials),
+            cookies_beside=self.cookies(credentials),
         )

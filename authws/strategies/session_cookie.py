@@ -23,7 +23,7 @@ class SessionCookie(Strategy):
 
     async def identify(self, credentials: Credentials) -> Principal:
         self._refuse_other_carriers(credentials, "authorization", "query")
-        cookies = self._cookies(credentials)
+        cookies = self.cookies(credentials)
         if len(cookies) > 1:
             raise MalformedCredentialError("more than one session cookie")
         if not cookies or not cookies[0]:
@@ -32,4 +32,4 @@ class SessionCookie(Strategy):
 
     def has_cookie(self, credentials: Credentials) -> bool:
         """Tell whether a session cookie came along, whatever it is worth."""
-        return bool(self._cookies(credentials))
+        return bool(self.cookies(credentials))

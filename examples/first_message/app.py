@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.responses import FileResponse
 
-from authws import AuthWS, Connection
+from authws import AuthWS, Connection, Settings
 
 auth = AuthWS()
 app = FastAPI(lifespan=auth.lifespan)
@@ -34,4 +34,5 @@ async def ws(connection: Annotated[Connection, Depends(auth.first_message)]) -> 
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, ws_per_message_deflate=False, ws_max_size=65_536)
+    port = Settings().port  # AUTHWS_PORT, as pages of this port may connect
+    uvicorn.run(app, port=port, ws_per_message_deflate=False, ws_max_size=65_536)

@@ -22,8 +22,9 @@ FOLDERS = ("query_param", "first_message", "session_cookie")
 
 
 def environment(data_dir: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k != "AUTHWS_PORT"}
     return {
-        **os.environ,
+        **kept,
         "AUTHWS_DATA_DIR": str(data_dir),
         "AUTHWS_PASSWORD": PASSWORD,
         "PYTHONPATH": str(ROOT),
@@ -41,18 +42,26 @@ def add_user(data_dir: Path) -> None:
     )
 
 
-@contextmanager
-def started(app: str, data_dir: Path) -> Iterator[str]:
-    """Run an example under Uvicorn; yield its URL."""
+def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return str(probe.getsockname()[1])
+
+
+@contextmanager
+def served(app: str, data_dir: Path) -> Iterator[str]:
+    """Run an example under Uvicorn, by a port that only Uvicorn knows."""
+    port = free_port()
+    command = ["-m", "uvicorn", app, "--port", port]
+    with started(command, port, environment(data_dir)) as url:
+        yield url
+
+
+@contextmanager
+def started(command: list[str], port: str, env: dict[str, str]) -> Iterator[str]:
+    """Run an example; yield its URL."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", app, "--port", str(port)],
-        cwd=ROOT,
-        env={**environment(data_dir), "AUTHWS_PORT": str(port)},
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, *command], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
     )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -80,7 +89,9 @@ def wait_until_up(url: str, server: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_example_talks_with_its_own_client(folder: str, tmp_path: Path) -> None:
     add_user(tmp_path / "data")
-    with started(f"examples.{folder}.app:app", tmp_path / "data") as url:
+    port = free_port()
+    env = {**environment(tmp_path / "data"), "AUTHWS_PORT": port}
+    with started([f"examples/{folder}/app.py"], port, env) as url:
         client = subprocess.run(
             [sys.executable, f"examples/{folder}/client.py", "alice", url],
             cwd=ROOT,
@@ -99,12 +110,15 @@ def test_example_talks_with_its_own_client(folder: str, tmp_path: Path) -> None:
 
 def test_library_example_guards_socket_and_route(tmp_path: Path) -> None:
     add_user(tmp_path / "data")
-    with started("examples.library:app", tmp_path / "data") as url:
+    with served("examples.library:app", tmp_path / "data") as url:
         login = {"username": "alice", "password": PASSWORD}
         token = httpx.post(f"{url}/auth/login", json=login).json()["access_token"]
         bearer = {"authorization": f"Bearer {token}"}
         assert httpx.get(f"{url}/whoami", headers=bearer).json() == "alice"
         assert httpx.get(f"{url}/whoami").status_code == 401
+        page = {"origin": url}  # of the app itself, wherever it is served
+        answer = httpx.post(f"{url}/auth/session", json=login, headers=page)
+        assert answer.status_code == 200
 
 
 def test_library_example_is_at_most_25_lines_of_code() -> None:

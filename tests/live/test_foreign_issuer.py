@@ -361,6 +361,22 @@ async def trusting(tmp_path: Path, *keys: Key) -> AsyncIterator[tuple[Service, I
         yield service, issuer
 
 
+@pytest.mark.parametrize("path", TOKEN_PATHS)
+async def test_to_a_foreign_token_every_user_of_ours_is_another(
+    tmp_path: Path, path: str
+) -> None:
+    key = Key("EdDSA")
+    async with trusting(tmp_path, key) as (service, _):
+        ours = await grant(service, "session-cookie", "alice")
+        theirs = token(service, key, sub="alice")
+        cookie = [("cookie", f"authws={ours.cookie}")]
+        beside = await present(service, path, theirs, headers=cookie)
+        assert beside == (1008, "auth_malformed")
+        await ours.end()
+        async with enter(service, path, theirs, headers=cookie):
+            pass
+
+
 def move_on(service: Service, seconds: float) -> None:
     """Let the time pass by which the age of the key set is told."""
     before = service.clock.monotonic

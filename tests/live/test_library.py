@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import httpx
 import pytest
 import websockets
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, HTTPException, Request
 from websockets.exceptions import ConnectionClosed
 
 from authws import AuthWS, ConfigurationError, Connection, Principal
@@ -45,9 +45,9 @@ class App:
                 (await http.post("/auth/login", json=login)).json()["access_token"]
             )
 
-    async def connect(self, guard: str, path: str = "ws") -> Any:
+    async def connect(self, guard: str, path: str = "ws", under: str = "") -> Any:
         """Connect as Alice by a guard, past ``auth_ok``."""
-        url = f"ws://127.0.0.1:{self.port}/{guard}/{path}"
+        url = f"ws://127.0.0.1:{self.port}{under}/{guard}/{path}"
         if guard == "session_cookie":
             async with self.http() as http:
                 login = {"username": "alice", "password": PASSWORD}
@@ -71,6 +71,11 @@ def build(auth: AuthWS, asked: list[Any]) -> FastAPI:
     auth.install(app)
     for name in GUARDS:
         add_routes(app, getattr(auth, name), name, asked)
+    add_own_routes(app)
+    mounted = FastAPI()
+    for name in GUARDS:
+        add_routes(mounted, getattr(auth, name), name, asked)
+    app.mount("/sub", mounted)
     return app
 
 
@@ -91,6 +96,24 @@ def add_routes(app: FastAPI, guard: Any, name: str, asked: list[Any]) -> None:
     ) -> None:
         asked.append("admin was let in")
 
+    @app.websocket(f"/{name}/lobby")
+    async def lobby(
+        connection: Annotated[Connection, Depends(guard.requires("join:lobby"))],
+    ) -> None:
+        await connection.close(1000, "covered")
+
+    @app.get(f"/{name}/lobby")
+    async def read_lobby(
+        principal: Annotated[Principal, Depends(guard.requires("join:lobby"))],
+    ) -> str:
+        return principal.subject
+
+    @app.get(f"/{name}/publishers")
+    async def publishers(
+        principal: Annotated[Principal, Depends(guard.requires("publish:*"))],
+    ) -> None:
+        asked.append("a publisher was let in")
+
     @app.websocket(f"/{name}/closes")
     async def closes(connection: Annotated[Connection, Depends(guard)]) -> None:
         for number in range(5000):
@@ -108,7 +131,10 @@ async def running_app(tmp_path: Path, **settings: Any) -> AsyncIterator[App]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    auth = AuthWS(data_dir=tmp_path / "data", port=port, login_rate=0, **settings)
+    told: dict[str, Any] = (
+        {} if settings.pop("is_port_unknown", False) else {"port": port}
+    )
+    auth = AuthWS(data_dir=tmp_path / "data", login_rate=0, **told, **settings)
     async with serving(build(auth, asked), port=port):
         database = Database(auth.house.settings.database)
         hasher = PasswordHasher()
@@ -158,6 +184,27 @@ async def test_missing_scope_closes_forbidden_and_runs_no_handler(
 
 
 @pytest.mark.parametrize("guard", GUARDS)
+async def test_wider_scope_covers_the_one_that_a_guard_demands(
+    app: App, guard: str
+) -> None:
+    async with await app.connect(guard, "lobby") as peer:
+        with pytest.raises(ConnectionClosed) as closed:
+            await peer.recv()
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1000, "covered")
+
+
+async def test_wider_scope_covers_the_one_that_a_route_demands(app: App) -> None:
+    bearer = {"authorization": f"Bearer {await app.token()}"}
+    async with app.http() as http:
+        covered = await http.get("/first_message/lobby", headers=bearer)
+        other = await http.get("/first_message/publishers", headers=bearer)
+    assert (covered.status_code, covered.json()) == (200, "alice")
+    assert (other.status_code, other.json()) == (403, {"detail": "forbidden"})
+    assert app.asked == []
+
+
+@pytest.mark.parametrize("guard", GUARDS)
 async def test_handler_may_send_more_than_an_outbox_holds(app: App, guard: str) -> None:
     async with await app.connect(guard, "closes") as peer:
         received = [int(message) async for message in peer]
@@ -188,6 +235,205 @@ async def test_http_routes_know_the_principal_and_refuse_without_one(app: App) -
     assert {answer.json()["detail"] for answer in refused} == {"auth_missing"}
 
 
+def add_own_routes(app: FastAPI) -> None:
+    """Routes of the host's own, and errors of its own."""
+
+    @app.get("/own/declined")
+    async def declined() -> None:
+        raise HTTPException(402, "Card declined", {"x-own": "kept"})
+
+    @app.get("/own/missing")
+    async def missing() -> None:
+        raise HTTPException(404, {"code": 7, "message": "no such order"})
+
+    @app.get("/own/teapot")
+    async def teapot() -> None:
+        raise HTTPException(418)
+
+    @app.post("/own/length")
+    async def length(request: Request) -> int:
+        return len(await request.body())
+
+    @app.get("/own/number/{number}")
+    async def number(number: int) -> int:
+        return number
+
+
+async def test_the_errors_of_the_host_app_stay_its_own(app: App) -> None:
+    alone = FastAPI()
+    add_own_routes(alone)
+    paths = ("declined", "missing", "teapot", "number/seven", "nothing")
+    async with serving(alone) as port, app.http() as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as bare:
+            for path in paths:
+                told = await http.get(f"/own/{path}")
+                untold = await bare.get(f"/own/{path}")
+                assert (told.status_code, told.text) == (
+                    untold.status_code,
+                    untold.text,
+                ), path
+                assert told.headers.keys() == untold.headers.keys()
+        wrong_method = await http.delete("/own/teapot")
+    assert wrong_method.json() == {"detail": "Method Not Allowed"}
+
+
+async def test_the_login_routes_of_an_app_answer_as_those_of_the_service(
+    app: App,
+) -> None:
+    async with app.http() as http:
+        for path in ("/auth/login", "/auth/session"):
+            unlike = {"username": "alice", "password": ["canary-word"]}
+            answer = await http.post(path, json=unlike)
+            assert (answer.status_code, answer.json()) == (
+                422,
+                {"detail": "request_invalid", "fields": ["body.password"]},
+            )
+            broken = '{"username":"alice","password":"canary-word'
+            answer = await http.post(
+                path, content=broken, headers={"content-type": "application/json"}
+            )
+            assert answer.json()["detail"] == "request_invalid"
+            assert "canary" not in answer.text
+            form = await http.post(path, data={"username": "alice"})
+            assert (form.status_code, form.json()) == (
+                415,
+                {"detail": "json_expected"},
+            )
+        wrong = {"username": "alice", "password": "not hers at all"}
+        answer = await http.post("/auth/login", json=wrong)
+        assert answer.json() == {"detail": "credentials_invalid"}
+        unknown = await http.delete(
+            "/auth/sessions/unknown",
+            headers={"authorization": f"Bearer {await app.token()}"},
+        )
+    assert (unknown.status_code, unknown.json()) == (404, {"detail": "session_unknown"})
+
+
+PROTECTION = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+
+
+async def test_the_login_routes_of_an_app_are_kept_by_no_cache(app: App) -> None:
+    login = {"username": "alice", "password": PASSWORD}
+    async with app.http() as http:
+        answers = [
+            await http.post("/auth/login", json=login),
+            await http.post("/auth/login", json={**login, "password": "not hers"}),
+            await http.post("/auth/login", json={}),
+            await http.post("/auth/session", json=login),
+            await http.get("/auth/me"),
+        ]
+        assert [answer.status_code for answer in answers] == [200, 401, 422, 200, 200]
+        own = await http.get("/own/number/7")
+    for answer in answers:
+        assert answer.headers.items() >= PROTECTION.items()
+        assert "strict-transport-security" not in answer.headers
+    assert own.headers.keys().isdisjoint(PROTECTION)
+
+
+async def test_the_login_routes_of_an_app_know_their_hosts(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "authws.security")
+    login = {"username": "alice", "password": PASSWORD}
+    evil = {"host": "evil.example"}
+    async with app.http() as http:
+        answer = await http.post("/auth/login", json=login, headers=evil)
+        own = await http.get("/own/number/7", headers=evil)
+    assert (answer.status_code, answer.json()) == (400, {"detail": "host_unknown"})
+    assert answer.headers.items() >= PROTECTION.items()
+    assert (own.status_code, own.json()) == (200, 7)
+    assert "AUTHWS_ALLOWED_HOSTS: 'evil.example'" in caplog.text
+
+
+async def chunks(size: int) -> AsyncIterator[bytes]:
+    """A body of a length that nothing announces."""
+    yield b"a" * (size // 2)
+    yield b"a" * (size // 2)
+
+
+async def test_the_login_routes_of_an_app_read_no_huge_body(app: App) -> None:
+    json_type = {"content-type": "application/json"}
+    async with app.http() as http:
+        for path in ("/auth/login", "/auth/session", "/auth/refresh"):
+            for body in (b"a" * 70_000, chunks(70_000)):
+                answer = await http.post(path, content=body, headers=json_type)
+                assert (answer.status_code, answer.json()) == (
+                    413,
+                    {"detail": "body_too_large"},
+                )
+        own = await http.post("/own/length", content=b"a" * 5_000_000)
+    assert (own.status_code, own.json()) == (200, 5_000_000)
+
+
+async def test_a_failure_behind_a_login_route_tells_nothing(
+    app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise ValueError("canary")
+
+    monkeypatch.setattr("authws.service.accounts.Accounts.log_in", fail)
+    async with app.http() as http:
+        login = {"username": "alice", "password": PASSWORD}
+        answer = await http.post("/auth/login", json=login)
+    assert (answer.status_code, answer.json()["detail"]) == (500, "internal_error")
+    assert answer.json()["correlation_id"] in caplog.text
+    assert answer.headers["cache-control"] == "no-store"
+    assert "canary" not in answer.text
+
+
+async def test_logout_from_an_app_leaves_its_own_cookies(app: App) -> None:
+    async with app.http() as http:
+        login = {"username": "alice", "password": PASSWORD}
+        await http.post("/auth/session", json=login)
+        origin = {"origin": app.origin}
+        answer = await http.delete("/auth/session", headers=origin)
+        assert answer.status_code == 204
+        assert answer.headers["set-cookie"].startswith('authws=""')
+        assert "clear-site-data" not in answer.headers
+        assert (await http.get("/auth/logout")).json() == {
+            "detail": "Method Not Allowed"
+        }
+
+
+async def test_an_app_takes_its_own_pages_by_whatever_port_it_is_served(
+    tmp_path: Path,
+) -> None:
+    login = {"username": "alice", "password": PASSWORD}
+    async with running_app(tmp_path, is_port_unknown=True) as app:
+        for guard in GUARDS:
+            async with await app.connect(guard):
+                pass
+        async with app.http() as http:
+            for name in ("127.0.0.1", "localhost", "[::1]"):
+                own = {"origin": f"http://{name}:{app.port}"}
+                answer = await http.post("/auth/session", json=login, headers=own)
+                assert answer.status_code == 200, name
+            other = f"http://127.0.0.1:{app.port + 1}"
+            for origin in (other, f"https://127.0.0.1:{app.port}", "null"):
+                answer = await http.post(
+                    "/auth/session", json=login, headers={"origin": origin}
+                )
+                assert answer.status_code == 403, origin
+
+
+async def test_an_app_that_names_its_origins_takes_no_others(tmp_path: Path) -> None:
+    login = {"username": "alice", "password": PASSWORD}
+    named = ["https://app.example.com"]
+    async with (
+        running_app(tmp_path, is_port_unknown=True, allowed_origins=named) as app,
+        app.http() as http,
+    ):
+        answer = await http.post(
+            "/auth/login", json=login, headers={"origin": app.origin}
+        )
+    assert (answer.status_code, answer.json()) == (403, {"detail": "origin_forbidden"})
+
+
 async def test_peers_that_leave_in_the_handshake_log_no_traceback(
     app: App, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -199,6 +445,60 @@ async def test_peers_that_leave_in_the_handshake_log_no_traceback(
     async with await app.connect("first_message") as peer:
         await peer.send("still here")
         await peer.recv()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_guard_in_a_mounted_app_answers_for_itself(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "authws.security")
+    garbage = {"authorization": "Bearer garbage"}
+    bearer = {"authorization": f"Bearer {await app.token()}"}
+    async with app.http() as http:
+        for under in ("", "/sub"):
+            path = f"{under}/first_message"
+            missing = await http.get(f"{path}/me")
+            assert (missing.status_code, missing.json()) == (
+                401,
+                {"detail": "auth_missing"},
+            )
+            assert missing.headers["www-authenticate"] == "Bearer"
+            invalid = await http.get(f"{path}/me", headers=garbage)
+            assert (invalid.status_code, invalid.json()) == (
+                401,
+                {"detail": "token_invalid"},
+            )
+            forbidden = await http.get(f"{path}/publishers", headers=bearer)
+            assert (forbidden.status_code, forbidden.json()) == (
+                403,
+                {"detail": "forbidden"},
+            )
+            assert (await http.get(f"{path}/me", headers=bearer)).json() == "alice"
+    lines = [r.getMessage() for r in caplog.records if r.name == "authws.security"]
+    reasons = [json.loads(line).get("reason") for line in lines]
+    for slug in ("auth_missing", "token_invalid", "forbidden"):
+        assert reasons.count(slug) == 2
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+async def test_guarded_socket_in_a_mounted_app_ends_as_quietly(
+    app: App, guard: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await app.connect(guard, under="/sub") as peer:
+        await peer.send("hello")
+        assert json.loads(await peer.recv()) == {"echo": "hello"}
+    with pytest.raises(ConnectionClosed) as closed:
+        await app.connect(guard, "admin", under="/sub")
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.reason == "forbidden"
+    headers = {"origin": app.origin}
+    for _ in range(5):
+        url = f"ws://127.0.0.1:{app.port}/sub/{guard}/ws"
+        gone = await websockets.connect(url, additional_headers=headers, proxy=None)
+        gone.transport.abort()
+    async with await app.connect(guard, under="/sub"):
+        pass
     assert not [record for record in caplog.records if record.exc_info]
 
 

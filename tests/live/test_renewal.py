@@ -70,6 +70,28 @@ async def test_a_fresh_token_of_the_session_renews(
         assert await is_answered(peer)
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        r'{"type":"\u0061uth","token":"%s"}',
+        r'{"\u0074ype":"\u0061\u0075\u0074\u0068","token":"%s"}',
+    ],
+)
+async def test_a_renewal_is_one_however_it_is_escaped(
+    service: Service, strategy: str, spelled: str
+) -> None:
+    one = await grant(service, strategy)
+    async with enter(service, f"/ws/{strategy}", one) as peer:
+        await peer.send(spelled % one.access(ttl=1234))
+        answer = await hear(peer)
+        assert answer["type"] == "auth_ok"
+        assert answer["expires_at"] - answer["server_time"] == pytest.approx(
+            1234, abs=5
+        )
+        await peer.send(spelled % "garbage")
+        assert await ending(peer) == (1008, "token_invalid")
+
+
 async def test_it_outlives_the_credential_it_came_with(
     service: Service, strategy: str
 ) -> None:

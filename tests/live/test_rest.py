@@ -375,6 +375,22 @@ async def test_session_logout_is_real_and_twice_no_error(service: Service) -> No
         assert (await api.delete("/auth/session")).status_code == 204
 
 
+async def test_logout_at_the_time_limit_ends_what_a_ticket_left_open(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, recheck_interval=300) as service:
+        await service.add_user("alice")
+        one = await grant(service, "session-cookie", idle_ttl=600)
+        cookie = {"cookie": f"authws={one.cookie}"}
+        async with enter(service, "/ws/query-param", one.ticket(ttl=3600)) as peer:
+            service.clock.offset = 601
+            async with calling(service, headers=cookie) as api:
+                me = await api.get("/auth/me")
+                assert refused(me) == (401, "session_expired")
+                assert (await api.delete("/auth/session")).status_code == 204
+            assert await ending(peer) == (1008, "token_revoked")
+
+
 @on_one_loop
 async def test_what_changes_something_by_cookie_needs_an_allowed_origin(
     service: Service,

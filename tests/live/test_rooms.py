@@ -63,6 +63,27 @@ async def test_members_hear_a_message_and_the_publisher_an_ack(
         assert ack == {"type": "ack", "id": 7}
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"type":"publish","room":5,"data":1,"id":7}', {"id": 7}),
+        ('{"type":"publish","room":"lobby","id":"a"}', {"id": "a"}),
+        (r'{"type":"publish","room":"lobby","data":"\ud800","id":8}', {"id": 8}),
+        (f'{{"type":"publish","room":"lobby","data":1,"id":"{"x" * 65}"}}', {}),
+        ('{"type":"publish","room":5,"data":1}', {}),
+    ],
+)
+async def test_a_refused_publish_is_named_by_its_id(
+    service: Service, strategy: str, text: str, told: dict[str, Any]
+) -> None:
+    async with await service.connect(strategy, "alice") as alice:
+        await join(alice)
+        await alice.send(text)
+        error = await hear(alice)
+        assert error.pop("detail")
+        assert error == {"type": "error", "slug": "malformed", **told}
+
+
 async def test_a_crash_is_announced_like_a_leave(
     service: Service, strategy: str
 ) -> None:

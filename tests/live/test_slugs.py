@@ -89,7 +89,7 @@ async def token_in_query_beside(service: Service, path: str) -> Ending:
 
 async def foreign_cookie_beside(service: Service, path: str) -> Ending:
     one = await grant(service, strategy_of(path))
-    other = await grant(service, "session-cookie")
+    other = await grant(service, "session-cookie", "bob")
     cookie = ("cookie", f"authws={other.cookie}")
     return await present(service, path, one.credential, headers=[cookie])
 

@@ -19,6 +19,7 @@ from itsdangerous import Signer, TimestampSigner
 
 from authws.decisions.keys import derive_key
 from authws.decisions.session_cookies import PURPOSE
+from tests.grants import grant
 from tests.running import ENDPOINTS, PASSWORD, Service, running
 from tests.security.peers import (
     Answer,
@@ -363,12 +364,51 @@ async def test_a_huge_cookie_header_is_answered_at_once(
 async def test_a_cookie_of_one_beside_the_token_of_another_is_refused(
     service: Service, alice: Visitor, bob: Visitor, path: str
 ) -> None:
-    lines = (f"Origin: {service.origin}", f"Cookie: {alice.cookie}")
-    for who in (bob, alice):  # alice's token is of another session than her cookie
-        answer = await knock(service, path, *lines, who=who)
+    own = await service.cookie("bob")
+    for cookie in (alice.cookie, f"{alice.cookie}; {own}", f"{own}; {alice.cookie}"):
+        lines = (f"Origin: {service.origin}", f"Cookie: {cookie}")
+        answer = await knock(service, path, *lines, who=bob)
         assert not answer.is_admitted
         if answer.status == 101:
             assert answer.close == (1008, "auth_malformed")
+
+
+async def ended_cookie(service: Service) -> str:
+    cookie = await service.cookie("alice")
+    async with service.http(headers={"cookie": cookie}) as http:
+        await http.delete("/auth/session")
+    return cookie
+
+
+async def unknown_cookie(service: Service) -> str:
+    cookies = service.house.cookies
+    return f"authws={cookies.sign(cookies.new())}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    TOKEN_ENDPOINTS,
+    ids=lambda path: f"COO-13-open-{path[4:].replace('/', '-')}",
+)
+async def test_a_cookie_that_opens_nothing_else_keeps_no_token_out(
+    service: Service, alice: Visitor, bob: Visitor, path: str
+) -> None:
+    own = await service.cookie("bob")  # bob's token is of another login of his
+    over = await grant(service, "session-cookie", "alice", idle_ttl=1e-6)
+    for cookie in (
+        "authws=stale",
+        "authws=",
+        f"authws={value_of(alice.cookie)[:-1]}!",
+        await unknown_cookie(service),
+        await ended_cookie(service),
+        f"authws={over.cookie}",
+        own,
+        f"{own}; authws=stale",
+    ):
+        lines = (f"Origin: {service.origin}", f"Cookie: {cookie}")
+        assert (await knock(service, path, *lines, who=bob)).is_admitted, cookie
+    async with service.http(headers={"cookie": own}) as http:
+        assert (await http.get("/auth/me")).status_code == 200
 
 
 CARRIERS = {
@@ -555,6 +595,74 @@ async def test_a_copy_of_the_cookie_is_worth_nothing_after_logout(
     for path in COOKIE_ENDPOINTS:
         answer = await bring(service, cookie, path)
         assert is_refused(service, answer, "session_revoked")
+
+
+BESIDE = {
+    "bearer": {"authorization": "Bearer {token}"},
+    "basic": {"authorization": "Basic YTpi"},
+    "stale-cookie": {"cookie": "authws=old; {cookie}"},
+    "stale-cookie-after": {"cookie": "{cookie}; authws=old"},
+    "twice": {"cookie": "{cookie}; {cookie}"},
+}
+
+
+async def ask_beside(
+    service: Service, method: str, cookie: str, token: str, beside: str
+) -> httpx.Response:
+    """Call ``/auth/session`` with the cookie, and something else in the request."""
+    headers = {"cookie": cookie}
+    for name, value in BESIDE.get(beside, {}).items():
+        headers[name] = value.format(cookie=cookie, token=token)
+    query = f"?token={token}" if beside == "query" else ""
+    login = {"username": "alice", "password": PASSWORD} if method == "POST" else None
+    async with service.http(headers=headers) as http:
+        return await http.request(method, f"/auth/session{query}", json=login)
+
+
+@pytest.mark.parametrize("beside", [*BESIDE, "query"], ids=lambda b: f"COO-20-{b}")
+async def test_logout_is_real_whatever_else_the_request_carries(
+    service: Service, alice: Visitor, beside: str
+) -> None:
+    cookie = await service.cookie("alice")
+    headers = {"cookie": cookie, "origin": service.origin}
+    async with await service.open(ENDPOINT, headers=headers) as peer:
+        assert (await hear(peer))["type"] == "auth_ok"
+        answer = await ask_beside(service, "DELETE", cookie, alice.token, beside)
+        assert answer.status_code == 204
+        assert await ending(peer) == (1008, "session_revoked")
+    assert is_refused(service, await bring(service, cookie), "session_revoked")
+
+
+@pytest.mark.parametrize("case", ["COO-20-two-sessions"])
+async def test_logout_ends_every_session_whose_cookie_is_sent(
+    service: Service, case: str
+) -> None:
+    cookies = [await service.cookie("alice"), await service.cookie("bob")]
+    async with service.http(headers={"cookie": "; ".join(cookies)}) as http:
+        assert (await http.delete("/auth/session")).status_code == 204
+    for cookie in cookies:
+        assert is_refused(service, await bring(service, cookie), "session_revoked")
+
+
+@pytest.mark.parametrize("beside", [*BESIDE, "query"], ids=lambda b: f"COO-05-{b}")
+async def test_a_login_ends_the_held_session_whatever_else_the_request_carries(
+    service: Service, alice: Visitor, beside: str
+) -> None:
+    held = await service.cookie("bob")
+    answer = await ask_beside(service, "POST", held, alice.token, beside)
+    assert answer.status_code == 200
+    assert is_refused(service, await bring(service, held), "session_revoked")
+
+
+@pytest.mark.parametrize("method", ["DELETE", "POST"], ids=lambda m: f"COO-20-{m}")
+async def test_cookies_beyond_what_is_read_are_never_said_to_be_ended(
+    service: Service, alice: Visitor, method: str
+) -> None:
+    cookie = f"{alice.cookie}; other={'a' * 8192}"
+    answer = await ask_beside(service, method, cookie, alice.token, "nothing")
+    assert (answer.status_code, answer.json()) == (401, {"detail": "auth_malformed"})
+    assert "set-cookie" not in answer.headers
+    assert (await bring(service, alice.cookie)).is_admitted
 
 
 # ------------------------------------------------------------- the production profile

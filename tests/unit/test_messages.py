@@ -138,6 +138,57 @@ def test_anything_else_is_malformed(text: str) -> None:
     assert slug_of(text) == "malformed"
 
 
+@pytest.mark.parametrize(
+    ("text", "message_id"),
+    [
+        ('{"type":"publish","room":5,"data":1,"id":7}', 7),
+        ('{"type":"publish","room":5,"data":1,"id":0}', 0),
+        ('{"type":"publish","id":"a"}', "a"),
+        ('{"type":"p\\u0075blish","id":"a"}', "a"),
+        (f'{{"type":"publish","id":{2**53}}}', 2**53),
+        (f'{{"type":"publish","id":-{2**53}}}', -(2**53)),
+        ('{"type":"publish","room":"a","data":"\\ud800","id":7}', 7),
+        ('{"type":"publish","room":5,"data":1}', None),
+        ('{"type":"publish","id":null}', None),
+        ('{"type":"publish","id":true}', None),
+        ('{"type":"publish","id":1.5}', None),
+        ('{"type":"publish","id":[1]}', None),
+        ('{"type":"publish","id":"\\ud800"}', None),
+        (f'{{"type":"publish","id":{2**53 + 1}}}', None),
+        (f'{{"type":"publish","room":"a","data":1,"id":"{"x" * 65}"}}', None),
+        (f'{{"type":"publish","id":{DIGITS}}}', None),
+        ('{"type":"publish","id":7', None),
+        ('{"type":"join","room":5,"id":7}', None),
+        ('{"type":["publish"],"id":7}', None),
+        ('[{"type":"publish","id":7}]', None),
+    ],
+)
+def test_a_refused_publish_is_named_by_its_id_if_it_may_be_one(
+    text: str, message_id: str | int | None
+) -> None:
+    with pytest.raises(MessageError) as caught:
+        parse(text)
+    assert caught.value.message_id == message_id
+    assert type(caught.value.message_id) is type(message_id)
+
+
+@pytest.mark.parametrize(
+    "text", ["\\ud800", "\\udc00", "\\ud800x", "\\udc00\\ud800", "\ud800"]
+)
+def test_a_lone_surrogate_is_told_from_what_is_no_json(text: str) -> None:
+    for message in (
+        f'{{"type":"publish","room":"a","data":"{text}"}}',
+        f'{{"type":"publish","room":"a","data":[{{"{text}":1}}]}}',
+        f'{{"type":"join","room":"{text}"}}',
+    ):
+        with pytest.raises(MessageError, match="lone surrogate"):
+            parse(message)
+    with pytest.raises(MessageError, match="not a JSON text"):
+        parse(f'{{"type":"publish","room":"a","data":"{text}"')
+    pair = '{"type":"publish","room":"a","data":"\\ud83d\\ude00"}'
+    assert isinstance(parse(pair), Publish)
+
+
 def test_ids_up_to_their_limits_are_taken() -> None:
     assert parse(f'{{"type":"ping","id":"{"x" * 64}"}}') == Ping("x" * 64)
     assert parse(f'{{"type":"ping","id":{2**53}}}') == Ping(2**53)
@@ -313,16 +364,30 @@ def test_a_lone_surrogate_is_the_verifiers_to_refuse() -> None:  # TOK-37
         ("", False),
         ('{"auth":' + "[" * 5000, False),
         (f'{{"type":"auth","n":{DIGITS}}}', False),
+        ('{"type":"\\u0061uth","token":"t"}', True),
+        ('{"type":"\\u0061\\u0075\\u0074\\u0068"}', True),
+        ('{"\\u0074ype":"a\\u0075th"}', True),
+        ('{"type":"publish","data":"\\u0061uth"}', False),
+        ('{"type":"\\\\u0061uth"}', False),
+        ('{"type":"\\u0041uth"}', False),
+        ('{"type":"\\u00e9"}', False),
     ],
-    ids=range(11),
+    ids=range(18),
 )
 def test_what_is_meant_as_auth(text: str, answer: bool) -> None:
     assert is_auth(text) is answer
 
 
-def test_what_is_not_taken_for_auth_is_never_a_message_that_acts() -> None:
-    """A spelling that ``is_auth`` misses is still no join and no publish."""
-    assert isinstance(parse('{"type":"\\u0061uth","token":"t"}'), Auth)
+@given(st.lists(st.booleans(), min_size=8, max_size=8))
+def test_what_reads_as_auth_is_meant_as_auth(escaped: list[bool]) -> None:
+    def spelled(word: str, flags: list[bool]) -> str:
+        pairs = zip(word, flags, strict=True)
+        return "".join(f"\\u{ord(c):04x}" if flag else c for c, flag in pairs)
+
+    name, kind = spelled("type", escaped[:4]), spelled("auth", escaped[4:])
+    text = f'{{"{name}":"{kind}","token":"t"}}'
+    assert isinstance(parse(text), Auth)
+    assert is_auth(text)
 
 
 # ------------------------------------------------------------------------------- rooms

@@ -263,3 +263,46 @@ def test_other_name_is_not_allowed(headers: list[str]) -> None:
 def test_host_list_takes_names_and_addresses_only(name: str) -> None:
     with pytest.raises(ConfigurationError, match="allowed host"):
         HostPolicy(frozenset({name}))
+
+
+# -------------------------------------------------------------------- a port of our own
+
+OWN = OriginPolicy(frozenset({APP}), takes_own_port=True)
+HERE = Origin("http", "127.0.0.1", 8301)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "::1"])
+def test_page_of_the_socket_it_came_in_by_is_our_own(host: str, address: str) -> None:
+    here = Origin("http", address, 8301)
+    origin = OWN.check([f"http://{host}:8301"], required=True, here=here)
+    assert origin is not None
+    assert origin.port == 8301
+
+
+@pytest.mark.parametrize(
+    ("text", "here"),
+    [
+        ("http://127.0.0.1:8302", HERE),
+        ("https://127.0.0.1:8301", HERE),
+        ("http://127.0.0.1", HERE),
+        ("http://evil.example:8301", HERE),
+        ("http://127.0.0.2:8301", HERE),
+        ("http://localhost.evil.example:8301", HERE),
+        ("null", HERE),
+        ("http://127.0.0.1:8301", Origin("http", "192.0.2.1", 8301)),
+        ("http://127.0.0.1:8301", Origin("http", "/run/app.sock", 8301)),
+        ("http://127.0.0.1:8301", Origin("https", "127.0.0.1", 8301)),
+        ("http://127.0.0.1:8301", None),
+    ],
+)
+def test_what_is_not_of_that_socket_is_as_foreign_as_ever(
+    text: str, here: Origin | None
+) -> None:
+    with pytest.raises(ForbiddenOriginError):
+        OWN.check([text], required=True, here=here)
+
+
+def test_where_origins_are_told_the_socket_allows_none() -> None:
+    with pytest.raises(ForbiddenOriginError):
+        POLICY.check(["http://127.0.0.1:8301"], required=True, here=HERE)

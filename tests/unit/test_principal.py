@@ -54,6 +54,29 @@ def test_one_scope_of_many_is_enough() -> None:
     assert with_scopes("publish:x", "join:other", "join:lobby").may("join", "lobby")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "covered"),
+    [
+        ([], True),
+        (["publish:*"], True),
+        (["publish:lobby"], True),
+        (["publish:lob*"], True),
+        (["join:lobby"], True),
+        (["publish:lobby", "join:lobby"], True),
+        (["join:*"], False),
+        (["join:lob*"], False),
+        (["publish:lobby", "join:hall"], False),
+        (["*"], False),
+        (["admin"], False),
+        (["publish"], False),
+    ],
+)
+def test_scopes_cover_all_that_they_grant_and_no_more(
+    wanted: list[str], covered: bool
+) -> None:
+    assert with_scopes("publish:*", "join:lobby").covers(wanted) is covered
+
+
 def test_without_scopes_nothing_is_granted() -> None:
     assert not with_scopes().may("join", "lobby")
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response, status
 
 from authws.decisions import carriers
 from authws.exceptions import (
-    AuthError,
     ExpiredSessionError,
     ExpiredTokenError,
     ForbiddenError,
     RevokedSessionError,
     RevokedTokenError,
-    UnavailableError,
 )
-from authws.principal import Principal
 from authws.service.accounts import Tokens
 from authws.service.house import House
 from authws.service.routes.identity import (
@@ -27,6 +25,7 @@ from authws.service.routes.identity import (
     check_login_origin,
     require_json,
 )
+from authws.service.routes.own_route import OwnRoute
 from authws.service.routes.schemas import (
     CREDENTIAL_SLUGS,
     Login,
@@ -42,10 +41,10 @@ from authws.strategies.handshake import Credentials
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/auth", tags=["auth"])
+router = APIRouter(prefix="/auth", tags=["auth"], route_class=OwnRoute)
 
 
-LOGIN_REFUSALS = refusals(
+LOGIN_SLUGS = (
     "credentials_invalid",
     "origin_forbidden",
     "body_too_large",
@@ -59,7 +58,7 @@ LOGIN_REFUSALS = refusals(
 @router.post(
     "/login",
     response_model=TokenResponse,
-    responses=LOGIN_REFUSALS,
+    responses=refusals(*LOGIN_SLUGS),
     dependencies=[Depends(check_login_origin), Depends(require_json)],
 )
 async def login(
@@ -96,7 +95,7 @@ async def refresh(
 @router.post(
     "/session",
     response_model=Me,
-    responses=LOGIN_REFUSALS,
+    responses=refusals(*LOGIN_SLUGS, "auth_malformed"),
     dependencies=[Depends(check_login_origin), Depends(require_json)],
 )
 async def open_session(
@@ -110,11 +109,10 @@ async def open_session(
 
     The session that the browser held before, whoever planted it there, is ended.
     """
+    cookies = house.session_cookie.cookies(Credentials(request.scope))
     password = body.password.get_secret_value()
     value = await house.accounts.open_session(body.username, password, client)
-    held = await _held(house, Credentials(request.scope))
-    if held is not None:  # session fixation (ASVS 7.2.4)
-        await house.accounts.end_session(held.session, "replaced", held.subject)
+    await _end_held(house, cookies, "replaced")  # session fixation (ASVS 7.2.4)
     response.set_cookie(house.cookie_name, value, **_cookie_attributes(house))
     principal = await house.authority.by_cookie(value)
     return _me(
@@ -125,16 +123,20 @@ async def open_session(
 @router.delete(
     "/session",
     status_code=204,
-    responses=refusals("origin_forbidden", "unavailable"),
+    responses=refusals("auth_malformed", "origin_forbidden", "unavailable"),
 )
 async def close_session(request: Request, house: HouseDependency) -> Response:
-    """Log out of the cookie's session; doing so twice is no error."""
+    """Log out of the cookie's session; doing so twice is no error.
+
+    Of every session, if there are several cookies; and whatever other credential the
+    request carries: 204 says that none of them opens anything any more.
+    """
     credentials = Credentials(request.scope)
     house.session_cookie.check_origin(credentials)
-    held = await _held(house, credentials)
-    if held is not None:  # otherwise nothing is open: that is what was asked for
-        await house.accounts.end_session(held.session, "logout", held.subject)
-    response = Response(status_code=204, headers={"clear-site-data": '"cookies"'})
+    await _end_held(house, house.session_cookie.cookies(credentials), "logout")
+    response = Response(status_code=204)
+    if house.owns_origin:  # it clears every cookie of the host, ours or not
+        response.headers["clear-site-data"] = '"cookies"'
     response.delete_cookie(house.cookie_name, **_cookie_attributes(house))
     return response
 
@@ -281,18 +283,14 @@ class UnknownSessionError(Exception):
     """The user has no such session."""
 
 
-async def _held(house: House, credentials: Credentials) -> Principal | None:
-    """Whose session the cookie is, if it is anybody's.
+async def _end_held(house: House, cookies: Sequence[str], why: str) -> None:
+    """End every session that the cookies name; what names none needs no end.
 
     Raises:
-        UnavailableError: that cannot be told; do not say that nobody's was ended.
+        UnavailableError: that cannot be told; do not say that they were ended.
     """
-    try:
-        return await house.session_cookie.identify(credentials)
-    except UnavailableError:
-        raise
-    except AuthError:
-        return None
+    for record in await house.authority.sessions_of(cookies):
+        await house.accounts.end_session(record.id, why, record.subject)
 
 
 def _own(issuer: str, subject: str) -> str:
