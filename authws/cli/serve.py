@@ -26,7 +26,7 @@ from authws.service.house import House
 from authws.service.key_files import prepare_data_dir
 from authws.service.protocols import ProtocolLimits
 from authws.service.server import Server, ServerConfig, build_config
-from authws.service.settings import Settings
+from authws.service.settings import Settings, unknown_variables
 
 __all__ = ["doctor", "serve"]
 
@@ -78,7 +78,7 @@ def serve(
         behind_proxy=behind_proxy or None,
         drain=drain,
     )
-    checks.check(settings)
+    checks.check(settings, unknown_variables())
     _check_database(settings)
     with _bind(settings) as listener:
         _allow_connections(settings.max_connections)
@@ -123,7 +123,7 @@ def doctor(
         tls_key=tls_key,
         behind_proxy=behind_proxy or None,
     )
-    found = checks.problems(settings)
+    found = checks.problems(settings, unknown_variables())
     if not any(problem.severity == "error" for problem in found):
         found = [*_build_problems(settings), *found]
     for problem in found:

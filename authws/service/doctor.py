@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ from authws.decisions.keys import check_secret
 from authws.decisions.origins import Origin
 from authws.exceptions import ConfigurationError
 from authws.service.key_files import FILE_NAME
-from authws.service.settings import Settings
+from authws.service.settings import PREFIX, Settings, nearest_setting
 
 __all__ = ["Problem", "check", "problems"]
 
@@ -37,9 +37,13 @@ class Problem:
         return f"{self.severity}: {self.what}; {self.change}"
 
 
-def problems(settings: Settings) -> list[Problem]:
-    """Everything that is unsafe about these settings, errors first."""
+def problems(settings: Settings, unknown: Sequence[str] = ()) -> list[Problem]:
+    """Everything that is unsafe about these settings, errors first.
+
+    ``unknown`` are variables that were set beside them and are no settings.
+    """
     found = [
+        *_names(unknown),
         *_secrets(settings),
         *_network(settings),
         *_origins(settings),
@@ -50,19 +54,28 @@ def problems(settings: Settings) -> list[Problem]:
     return sorted(found, key=lambda problem: problem.severity)
 
 
-def check(settings: Settings) -> None:
+def check(settings: Settings, unknown: Sequence[str] = ()) -> None:
     """Refuse an unsafe configuration.
 
     Raises:
         ConfigurationError: naming every error, and what to change.
     """
-    errors = [p for p in problems(settings) if p.severity == "error"]
+    errors = [p for p in problems(settings, unknown) if p.severity == "error"]
     if errors:
         raise ConfigurationError("\n".join(f"{p.what}; {p.change}" for p in errors))
 
 
 def _error(what: str, change: str) -> Problem:
     return Problem("error", what, change)
+
+
+def _names(unknown: Sequence[str]) -> Iterator[Problem]:
+    for name in unknown:
+        near = nearest_setting(name.removeprefix(PREFIX))
+        yield _error(
+            f"{name:.80} is no setting: whatever it was to change is as it was",
+            f"did you mean {PREFIX}{near.upper()}?" if near else "unset it",
+        )
 
 
 def _secrets(settings: Settings) -> Iterator[Problem]:

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+)
 
-__all__ = ["PerAddress", "Settings"]
+from authws.exceptions import ConfigurationError
+
+__all__ = [
+    "PREFIX",
+    "PerAddress",
+    "Settings",
+    "known_settings",
+    "nearest_setting",
+    "unknown_variables",
+]
+
+PREFIX = "AUTHWS_"
+NO_SETTING = re.compile(r"AUTHWS_(PASSWORD|TEST_\w+)")
+"""Variables of our name that are no settings: the password that ``authws connect``
+reads, and what the tests read."""
 
 N = TypeVar("N", int, float)
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -39,7 +62,7 @@ class Settings(BaseSettings):
     """What an operator may set. A limit of 0 is off; times are seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix="AUTHWS_",
+        env_prefix=PREFIX,
         env_file=".env",
         env_file_encoding="utf-8",
         extra="ignore",
@@ -201,6 +224,45 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{(self.data_dir / 'authws.db').absolute()}"
+
+
+def known_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as they were given by name, all of them known.
+
+    Raises:
+        ConfigurationError: one is not: misspelt, it would leave a default in force.
+    """
+    for name in given:
+        # pydantic-settings' own, such as _env_file, begin so
+        if name not in Settings.model_fields and not name.startswith("_"):
+            near = nearest_setting(name)
+            change = (
+                f"did you mean {near}?" if near else "docs/settings.md has them all"
+            )
+            raise ConfigurationError(f"there is no setting {name!r:.80}; {change}")
+    return dict(given)
+
+
+def unknown_variables() -> list[str]:
+    """Return the variables of our name that set nothing, from where settings come.
+
+    Those are the environment and ``.env``; misspelt, a variable would leave a default
+    in force and nobody would hear of it.
+    """
+    sources = (EnvSettingsSource(Settings), DotEnvSettingsSource(Settings))
+    named = {name.upper() for source in sources for name in source.env_vars}
+    settings = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    return sorted(
+        name
+        for name in named - settings
+        if name.startswith(PREFIX) and not NO_SETTING.fullmatch(name)
+    )
+
+
+def nearest_setting(name: str) -> str | None:
+    """Return the setting whose name is most like this one, if one is."""
+    found = get_close_matches(name.lower(), Settings.model_fields, n=1)
+    return found[0] if found else None
 
 
 def _given(value: N | None, usual: N) -> N:

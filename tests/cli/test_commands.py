@@ -159,6 +159,43 @@ def test_serve_refuses_what_doctor_explains(
     assert change in explained.output
 
 
+@pytest.mark.parametrize("where", ["environment", ".env"])
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("AUTHWS_QUERY_PARAM_ACCEPT", "did you mean AUTHWS_QUERY_PARAM_ACCEPTS?"),
+        ("AUTHWS_SECRET_KEY", "did you mean AUTHWS_SECRET_KEYS?"),
+        ("authws_rfuse", "did you mean AUTHWS_REFUSE?"),
+        ("AUTHWS_PASSWORD_HASH", "did you mean AUTHWS_PASSWORD_HASH_CONCURRENCY?"),
+        ("AUTHWS_ZZZ", "unset it"),
+    ],
+)
+def test_a_misspelt_setting_is_named_with_what_was_meant(
+    misspelt: str, meant: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if where == ".env":
+        Path(".env").write_text(f"{misspelt}=hidden-canary\n")
+    else:
+        monkeypatch.setenv(misspelt, "hidden-canary")
+    refused = authws("serve")
+    explained = authws("doctor")
+    assert isinstance(refused.exception, ConfigurationError)
+    assert explained.exit_code == 1
+    for said in (str(refused.exception), explained.output):
+        assert f"{misspelt.upper()} is no setting" in said
+        assert meant in said
+        assert "hidden-canary" not in said
+
+
+def test_what_is_no_setting_and_of_use_is_let_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AUTHWS_PASSWORD", PASSWORD)
+    monkeypatch.setenv("AUTHWS_TEST_SOMETHING", "1")
+    Path(".env").write_text("REFUSED=1\nAUTHWS_PORT=8001\n")
+    assert "0 errors" in authws("doctor").output
+
+
 def test_doctor_takes_limits_that_just_fit_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

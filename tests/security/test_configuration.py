@@ -240,6 +240,21 @@ async def test_secrets_that_others_can_read_are_refused(
         doctor.check(settings(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["AUTHWS_SECRET_KEY", "AUTHWS_QUERY_PARAM_ACCEPT", "AUTHWS_RFUSE"],
+    ids=["CFG-15-secret", "CFG-15-accepts", "CFG-15-refuse"],
+)
+async def test_a_misspelt_setting_does_not_leave_a_default_in_force(
+    tmp_path: Path, name: str
+) -> None:
+    status, printed = authws(tmp_path, "serve", **{name: STRONG})
+    assert status != 0
+    assert name in printed
+    assert STRONG not in printed
+    assert "Traceback" not in printed
+
+
 # ------------------------------------------------------------ one secret per purpose
 
 
