@@ -28,7 +28,7 @@ from tests.serving import serving
 from tests.wire import PING, PONG, TEXT, WirePeer, frame, wire
 
 INTERVAL, TIMEOUT = 0.2, 0.2
-PINGS = {"ping_interval": INTERVAL, "ping_timeout": TIMEOUT}
+PINGS: dict[str, Any] = {"ping_interval": INTERVAL, "ping_timeout": TIMEOUT}
 SLACK = 0.3
 """Seconds that a busy machine may take beyond what is due."""
 SLOW = 5 * (INTERVAL + TIMEOUT)
