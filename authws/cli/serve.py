@@ -18,6 +18,7 @@ from uvicorn.config import LOGGING_CONFIG
 
 from authws.cli.stores import opened, run
 from authws.cli.user import DEFAULT_SCOPES
+from authws.decisions.origins import is_loopback
 from authws.exceptions import ConfigurationError, UnavailableError
 from authws.live.security_log import LOGGER_NAME
 from authws.service import doctor as checks
@@ -197,22 +198,34 @@ def _bind(settings: Settings) -> socket.socket:
     """Bind before anything else, so that a taken port is told in a sentence."""
     with contextlib.ExitStack() as unless_bound:
         try:
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                settings.host, settings.port, type=socket.SOCK_STREAM
-            )[0]
+            family, kind, protocol, address = _resolve(settings)
             listener = socket.socket(family, kind, protocol)
             unless_bound.callback(listener.close)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             _bound_unsent_bytes(listener)
             listener.bind(address)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter: no name at all
             raise ConfigurationError(
                 f"cannot listen on {settings.host} port {settings.port}: "
-                f"{error.strerror or error}; choose another with --port"
+                f"{getattr(error, 'strerror', None) or error}; choose another with "
+                "--port or AUTHWS_PORT"
             ) from None
         unless_bound.pop_all()
     listener.set_inheritable(True)
     return listener
+
+
+def _resolve(settings: Settings) -> tuple[int, int, int, Any]:
+    """Find the address to bind; what the settings take for loopback must be one."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        settings.host, settings.port, type=socket.SOCK_STREAM
+    )[0]
+    if settings.is_loopback and not is_loopback(str(address[0])):
+        raise ConfigurationError(
+            f"{settings.host} is {address[0]} here, which other machines can reach; "
+            "give --host 127.0.0.1, or mend the name in /etc/hosts"
+        )
+    return family, kind, protocol, address
 
 
 def _protocol_limits(settings: Settings) -> ProtocolLimits:

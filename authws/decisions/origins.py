@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
 from authws.exceptions import ConfigurationError, ForbiddenOriginError
 
-__all__ = ["HostPolicy", "Origin", "OriginPolicy", "check_fetch_site"]
+__all__ = ["HostPolicy", "Origin", "OriginPolicy", "check_fetch_site", "is_loopback"]
 
 MAX_HOST = 253
 """RFC 1035, 2.3.4: 255 octets on the wire are 253 characters of text."""
@@ -105,6 +105,17 @@ def check_fetch_site(values: Sequence[str]) -> None:
     """
     if any("cross-site" in value.lower() for value in values):
         raise ForbiddenOriginError("Sec-Fetch-Site: cross-site")
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine itself: a loopback address, or ``localhost``.
+
+    A name that only looks like such an address, ``127.evil.example``, is anybody's.
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from authws.decisions.origins import Origin, is_loopback
 from authws.exceptions import ConfigurationError
 
 __all__ = [
@@ -168,9 +169,7 @@ class Settings(BaseSettings):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the service."""
-        return self.host in {"127.0.0.1", "localhost", "::1"} or (
-            self.host.startswith("127.")
-        )
+        return is_loopback(self.host)
 
     @property
     def is_exposed(self) -> bool:
@@ -211,8 +210,6 @@ class Settings(BaseSettings):
         """The names that a Host header may carry; by default those of the origins."""
         if self.allowed_hosts:
             return frozenset(self.allowed_hosts)
-        from authws.decisions.origins import Origin
-
         names = {Origin.parse(text).host for text in self.origins}
         if self.is_loopback:
             names |= {"127.0.0.1", "localhost", "[::1]"}

@@ -126,6 +126,8 @@ def test_keys_in_the_environment_are_not_rotated_behind_its_back(
     ("options", "environment", "change"),
     [
         (["--host", "0.0.0.0"], {}, "--tls-cert"),  # noqa: S104
+        (["--host", "127.evil.example.com"], {}, "bind 127.0.0.1"),
+        (["--host", "127.1"], {}, "bind 127.0.0.1"),
         (["--workers", "2"], {}, "AUTHWS_BROKER_URL"),
         ([], {"AUTHWS_SECRET_KEYS": "changeme"}, "token_urlsafe"),
         ([], {"AUTHWS_ALLOWED_ORIGINS": "*"}, "list each origin"),
@@ -268,7 +270,26 @@ def test_a_taken_port_is_told_in_a_sentence() -> None:
         port = taken.getsockname()[1]
         result = authws("serve", "--port", str(port))
     assert isinstance(result.exception, ConfigurationError)
-    assert "choose another with --port" in str(result.exception)
+    assert "choose another with --port or AUTHWS_PORT" in str(result.exception)
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "127.0.0.2", "::1"])
+def test_every_spelling_of_this_machine_is_loopback(host: str) -> None:
+    assert "0 errors" in authws("doctor", "--host", host).output
+
+
+def test_a_name_that_cannot_be_bound_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def resolve(*_: object, **__: object) -> object:
+        raise UnicodeError("label too long")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    result = authws("serve")
+    assert isinstance(result.exception, ConfigurationError)
+    assert "cannot listen on 127.0.0.1 port 8000: label too long" in str(
+        result.exception
+    )
 
 
 def test_version_needs_no_command() -> None:

@@ -157,6 +157,7 @@ EXPOSED: dict[str, dict[str, Any]] = {
     "CFG-06-ipv6": {"host": "::"},
     "CFG-06-address": {"host": "192.168.1.7"},
     "CFG-06-name": {"host": "chat.example.com"},
+    "CFG-06-looks-local": {"host": "127.evil.example.com"},
     "CFG-06-key-only": {"host": "0.0.0.0", "tls_key": "key.pem"},  # noqa: S104
     "CFG-06-wildcard-host": {"allowed_hosts": "*"},
     "CFG-06-proxy-undeclared": {"trusted_proxies": "127.0.0.1"},
