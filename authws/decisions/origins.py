@@ -58,6 +58,12 @@ class Origin:
         port = _port(match["port"]) or DEFAULT_PORTS[scheme]
         return cls(scheme, _canonical_host(match["host"]), port)
 
+    @property
+    def is_trustworthy(self) -> bool:
+        """Whether nobody on the way can read or alter what it serves: by TLS, or
+        because there is no way (Secure Contexts, 3.1)."""
+        return self.scheme == "https" or is_loopback(self.host)
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         default = self.port == DEFAULT_PORTS[self.scheme]

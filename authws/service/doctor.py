@@ -46,6 +46,7 @@ def problems(settings: Settings, unknown: Sequence[str] = ()) -> list[Problem]:
         *_names(unknown),
         *_secrets(settings),
         *_network(settings),
+        *_public_origin(settings),
         *_origins(settings),
         *_workers(settings),
         *_limits(settings),
@@ -124,12 +125,6 @@ def _network(settings: Settings) -> Iterator[Problem]:
             "AUTHWS_TRUSTED_PROXIES lets those addresses name any peer as theirs",
             "add --behind-proxy if there is one, or unset it",
         )
-    if settings.behind_proxy and settings.public_origin.lower().startswith("http:"):
-        yield _error(
-            "the proxy's public origin is http, so credentials would cross networks "
-            "in the clear",
-            "let the proxy speak TLS and set AUTHWS_PUBLIC_ORIGIN to its https origin",
-        )
     for proxy in settings.trusted_proxies:
         if proxy.strip() == "*" or proxy.endswith("/0"):
             yield _error(
@@ -160,6 +155,29 @@ def _tls_files(settings: Settings) -> Iterator[Problem]:
         )
 
 
+def _public_origin(settings: Settings) -> Iterator[Problem]:
+    """Browsers come over https, but on this machine; and to where it is spoken."""
+    text = settings.public_origin
+    try:
+        origin = Origin.parse(text)
+    except ValueError:  # told with the other origins
+        return
+    protected = settings.is_tls or settings.behind_proxy
+    if origin.scheme == "http" and (protected or not origin.is_trustworthy):
+        yield _error(
+            f"the public origin {text} is http, so credentials would cross networks "
+            "in the clear, the session cookie without Secure",
+            "serve https (--tls-cert and --tls-key, or --behind-proxy if a proxy "
+            "speaks TLS), and set AUTHWS_PUBLIC_ORIGIN to the https origin",
+        )
+    if origin.scheme == "https" and not protected:
+        yield Problem(
+            "warning",
+            f"nothing here speaks TLS for the public origin {text}",
+            "give --tls-cert and --tls-key, or --behind-proxy if a proxy speaks it",
+        )
+
+
 def _origins(settings: Settings) -> Iterator[Problem]:
     configured = [*filter(None, [settings.public_origin]), *settings.allowed_origins]
     for text in configured:
@@ -170,11 +188,19 @@ def _origins(settings: Settings) -> Iterator[Problem]:
             )
             continue
         try:
-            Origin.parse(text)
+            origin = Origin.parse(text)
         except ValueError:
             yield _error(
                 f"not an origin: {text!r:.100}",
                 "an origin is scheme://host or scheme://host:port, with nothing after",
+            )
+            continue
+        if text in settings.allowed_origins and not origin.is_trustworthy:
+            yield Problem(
+                "warning",
+                f"whoever is on the way to {text} can alter its pages, which may "
+                "connect here",
+                "serve them over https, and name that origin in AUTHWS_ALLOWED_ORIGINS",
             )
     if not settings.origins:
         yield _error(

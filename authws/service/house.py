@@ -109,6 +109,12 @@ class House:
                 "AUTHWS_PUBLIC_ORIGIN and AUTHWS_ALLOWED_ORIGINS hold origins such as "
                 f"https://app.example.com: {exc}"
             ) from None
+        public = settings.public_origin
+        if public and not Origin.parse(public).is_trustworthy:
+            raise ConfigurationError(
+                f"AUTHWS_PUBLIC_ORIGIN: {public} is http, and the session cookie would "
+                "cross networks in the clear; set it to an https origin"
+            )
         self.hosts = HostPolicy(settings.hosts)
 
     def _put_together_stores(self) -> None:

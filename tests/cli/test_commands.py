@@ -135,6 +135,7 @@ def test_keys_in_the_environment_are_not_rotated_behind_its_back(
         ([], {"AUTHWS_TRUSTED_PROXIES": "10.0.0.1"}, "--behind-proxy"),
         ([], {"AUTHWS_TRUSTED_PROXIES": "0.0.0.0/0"}, "the proxy's address"),
         (["--behind-proxy"], {"AUTHWS_PUBLIC_ORIGIN": "http://a.example"}, "https"),
+        ([], {"AUTHWS_PUBLIC_ORIGIN": "http://a.example"}, "to the https origin"),
         (["--tls-cert", "/nowhere.pem"], {}, "--tls-key the files' paths"),
         ([], {"AUTHWS_DATA_DIR": "/dev/null"}, "AUTHWS_DATA_DIR"),
         ([], {"AUTHWS_BROKER_URL": "redis://x"}, "memory://"),

@@ -258,6 +258,22 @@ def test_other_name_is_not_allowed(headers: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "is_trustworthy"),
+    [
+        ("https://app.example.com", True),
+        ("http://app.example.com", False),
+        ("http://127.evil.example", False),
+        ("http://localhost:8000", True),
+        ("http://[::1]:8000", True),
+    ],
+)
+def test_origin_is_trustworthy_by_tls_or_on_this_machine(
+    text: str, is_trustworthy: bool
+) -> None:
+    assert Origin.parse(text).is_trustworthy is is_trustworthy
+
+
+@pytest.mark.parametrize(
     ("host", "is_one"),
     [
         ("127.0.0.1", True),
