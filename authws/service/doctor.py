@@ -207,6 +207,13 @@ def _origins(settings: Settings) -> Iterator[Problem]:
             "no origin is allowed, so no page could connect",
             "set AUTHWS_PUBLIC_ORIGIN to where browsers find the service",
         )
+    elif not settings.own_origins:
+        yield Problem(
+            "warning",
+            "the service does not know its own origin, so its own pages and "
+            "`authws connect --strategy session-cookie` could not connect",
+            "set AUTHWS_PUBLIC_ORIGIN to where browsers find the service",
+        )
     if "*" in settings.allowed_hosts:
         yield _error(
             "a wildcard host accepts names that others point here (DNS rebinding)",

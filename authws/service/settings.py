@@ -192,28 +192,35 @@ class Settings(BaseSettings):
         return self.is_tls or self.public_origin.lower().startswith("https://")
 
     @property
-    def origins(self) -> tuple[str, ...]:
-        """The origins whose pages may connect; by default the service's own."""
-        configured = (*filter(None, [self.public_origin]), *self.allowed_origins)
-        if configured:
-            return configured
+    def own_origins(self) -> tuple[str, ...]:
+        """Where browsers find the service itself; nothing if it cannot know."""
+        if self.public_origin:
+            return (self.public_origin,)
         scheme = "https" if self.is_tls else "http"
-        if not self.is_loopback:
-            return ()
-        return tuple(
-            f"{scheme}://{host}:{self.port}"
-            for host in ("127.0.0.1", "localhost", "[::1]")
-        )
+        return tuple(f"{scheme}://{name}:{self.port}" for name in self._loopback_names)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins whose pages may connect: the service's own, and further ones."""
+        return (*self.own_origins, *self.allowed_origins)
 
     @property
     def hosts(self) -> frozenset[str]:
-        """The names that a Host header may carry; by default those of the origins."""
+        """The names that a Host header may carry: the service's own, and further ones;
+        by default those of all origins, and of a loopback bind."""
         if self.allowed_hosts:
-            return frozenset(self.allowed_hosts)
+            own = {Origin.parse(text).host for text in self.own_origins}
+            return frozenset(own.union(self.allowed_hosts))
         names = {Origin.parse(text).host for text in self.origins}
-        if self.is_loopback:
-            names |= {"127.0.0.1", "localhost", "[::1]"}
-        return frozenset(names)
+        return frozenset(names.union(self._loopback_names))
+
+    @property
+    def _loopback_names(self) -> tuple[str, ...]:
+        """By which names the service is called on a loopback bind."""
+        if not self.is_loopback:
+            return ()
+        bound = f"[{self.host}]" if ":" in self.host else self.host.lower()
+        return tuple(dict.fromkeys(("127.0.0.1", "localhost", "[::1]", bound)))
 
     @property
     def database(self) -> str:
