@@ -8,6 +8,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from pathlib import Path
 from typing import Literal
 
 from authws.decisions.keys import check_secret
@@ -18,6 +20,9 @@ from authws.service.settings import PREFIX, Settings, nearest_setting
 
 __all__ = ["Problem", "check", "problems"]
 
+WIDEST = {4: 8, 6: 7}
+"""The prefix lengths of the widest private networks, 10.0.0.0/8 and fc00::/7: what is
+wider holds strangers."""
 MESSAGES_IN_AN_OUTBOX = 4
 """How many of the largest messages must fit: a peer that reads has one on its way, and
 an answer and a presence behind it."""
@@ -89,13 +94,20 @@ def _secrets(settings: Settings) -> Iterator[Problem]:
                 "generate one with: python3 -c "
                 "'import secrets; print(secrets.token_urlsafe(48))'",
             )
-    file = settings.data_dir / FILE_NAME
-    if settings.data_dir.exists() and not settings.data_dir.is_dir():
+    try:
+        yield from _readable_by_others(settings.data_dir)
+    except OSError as error:
         yield _error(
-            f"{settings.data_dir} is not a directory", "set AUTHWS_DATA_DIR to one"
+            f"{settings.data_dir} cannot be read ({error.strerror})",
+            "set AUTHWS_DATA_DIR to a directory of your own",
         )
+
+
+def _readable_by_others(data_dir: Path) -> Iterator[Problem]:
+    if data_dir.exists() and not data_dir.is_dir():
+        yield _error(f"{data_dir} is not a directory", "set AUTHWS_DATA_DIR to one")
         return
-    for path, mode in ((settings.data_dir, "700"), (file, "600")):
+    for path, mode in ((data_dir, "700"), (data_dir / FILE_NAME, "600")):
         if path.exists() and path.stat().st_mode & 0o077:
             yield _error(
                 f"others on this machine can read {path}", f"run: chmod {mode} {path}"
@@ -125,13 +137,35 @@ def _network(settings: Settings) -> Iterator[Problem]:
             "AUTHWS_TRUSTED_PROXIES lets those addresses name any peer as theirs",
             "add --behind-proxy if there is one, or unset it",
         )
-    for proxy in settings.trusted_proxies:
-        if proxy.strip() == "*" or proxy.endswith("/0"):
-            yield _error(
-                f"trusting {proxy} as a proxy lets anybody choose their own address",
-                "name the proxy's address or its network in AUTHWS_TRUSTED_PROXIES",
-            )
+    yield from _proxies(settings)
     yield from _tls_files(settings)
+
+
+def _proxies(settings: Settings) -> Iterator[Problem]:
+    """Proxies are few: not everybody, neither by one network nor by several."""
+    change = "name the proxy's address or its network in AUTHWS_TRUSTED_PROXIES"
+    v4: list[IPv4Network] = []
+    v6: list[IPv6Network] = []
+    for proxy in settings.trusted_proxies:
+        try:
+            network = ip_network(proxy)
+        except ValueError as error:
+            yield _error(f"{proxy!r:.80} is no trusted proxy: {error!s:.80}", change)
+            continue
+        if isinstance(network, IPv4Network):
+            v4.append(network)
+        else:
+            v6.append(network)
+    trusted: list[IPv4Network | IPv6Network] = [
+        *collapse_addresses(v4),
+        *collapse_addresses(v6),
+    ]
+    for wide in trusted:
+        if wide.prefixlen < WIDEST[wide.version]:
+            yield _error(
+                f"trusting {wide} as proxies lets too many choose their own address",
+                change,
+            )
 
 
 def _tls_files(settings: Settings) -> Iterator[Problem]:
@@ -227,7 +261,7 @@ def _workers(settings: Settings) -> Iterator[Problem]:
         yield _error(
             f"{settings.workers} workers with the memory broker would each be an "
             "island: rooms, presence and revocations would not cross",
-            "use one worker, or set AUTHWS_BROKER_URL",
+            "use one worker: this release has no broker that crosses processes",
         )
 
 
