@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from authws.cli import keys, token, user
 from authws.cli.connect import connect
-from authws.cli.serve import doctor, serve
+from authws.cli.doctor import doctor
+from authws.cli.serve import serve
 from authws.exceptions import AuthwsError
 
 __all__ = ["app", "main"]

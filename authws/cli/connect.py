@@ -218,7 +218,7 @@ class Talk:
         if isinstance(error, EndedError) and error.ending.code == CloseCode.NORMAL:
             self._note(told)
             return 1 if self._failed else 0
-        self._note(f"{told}. {_advice(error)}")
+        self._note(f"{told}. {_advice(error, self._strategy)}")
         return 1
 
     # ------------------------------------------------------------------------ speaking
@@ -432,7 +432,7 @@ def _has_terminal() -> bool:
     return True
 
 
-def _advice(error: ClientError) -> str:
+def _advice(error: ClientError, strategy: Strategy) -> str:
     if isinstance(error, UnreachableError) and error.retry is Retry.BACKOFF:
         if "certificate" in error.meaning:
             return (
@@ -448,8 +448,15 @@ def _advice(error: ClientError) -> str:
                 "Use the name in its AUTHWS_PUBLIC_ORIGIN, or let the operator add"
                 " this one to AUTHWS_ALLOWED_HOSTS."
             )
-        if error.slug == "origin_forbidden":
-            return "Use the URL in the service's AUTHWS_PUBLIC_ORIGIN."
+        # before accept no reason is given; who has just logged in is refused for this
+        unsaid = error.status == 403 and not error.slug
+        by_cookie = unsaid and strategy is Strategy.SESSION_COOKIE
+        if by_cookie or error.slug == "origin_forbidden":
+            return (
+                "The service does not take this URL for an Origin whose pages may"
+                " connect: use the URL in its AUTHWS_PUBLIC_ORIGIN, or let the operator"
+                " add this one to AUTHWS_ALLOWED_ORIGINS."
+            )
         if error.slug == "credentials_invalid":
             return "Check both and try again."
     return {

@@ -1,4 +1,4 @@
-"""``authws serve`` and ``authws doctor``."""
+"""``authws serve``: run the service, unless its configuration is unsafe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import sys
-import tempfile
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from uvicorn.config import LOGGING_CONFIG
 
 from authws.cli.stores import opened, run
 from authws.cli.user import DEFAULT_SCOPES
+from authws.decisions.origins import is_loopback
 from authws.exceptions import ConfigurationError, UnavailableError
 from authws.live.security_log import LOGGER_NAME
 from authws.service import doctor as checks
@@ -26,9 +27,23 @@ from authws.service.house import House
 from authws.service.key_files import prepare_data_dir
 from authws.service.protocols import ProtocolLimits
 from authws.service.server import Server, ServerConfig, build_config
-from authws.service.settings import Settings
+from authws.service.settings import Settings, unknown_variables
 
-__all__ = ["doctor", "serve"]
+__all__ = [
+    "BehindProxy",
+    "Demo",
+    "Drain",
+    "Host",
+    "Port",
+    "TlsCert",
+    "TlsKey",
+    "Workers",
+    "configured",
+    "reach_database",
+    "resolve",
+    "serve",
+    "server_config",
+]
 
 if sys.platform != "win32":
     import resource
@@ -46,6 +61,9 @@ SPARE_FILES = 64
 Host = Annotated[str | None, typer.Option(help="The address to bind.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free port.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="How many processes.")]
+Demo = Annotated[
+    bool, typer.Option("--demo", help="Make a demo user and say how to connect.")
+]
 TlsCert = Annotated[Path | None, typer.Option(help="PEM certificate chain.")]
 TlsKey = Annotated[Path | None, typer.Option(help="PEM private key.")]
 BehindProxy = Annotated[
@@ -60,16 +78,14 @@ def serve(
     host: Host = None,
     port: Port = None,
     workers: Workers = None,
-    demo: Annotated[
-        bool, typer.Option("--demo", help="Make a demo user and say how to connect.")
-    ] = False,
+    demo: Demo = False,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     behind_proxy: BehindProxy = False,
     drain: Drain = None,
 ) -> None:
     """Run the service. Refuses to start on an unsafe configuration."""
-    settings = _settings(
+    settings = configured(
         host=host,
         port=port,
         workers=workers,
@@ -78,8 +94,8 @@ def serve(
         behind_proxy=behind_proxy or None,
         drain=drain,
     )
-    checks.check(settings)
-    _check_database(settings)
+    checks.check(settings, unknown_variables())
+    reach_database(_open_database(settings))
     with _bind(settings) as listener:
         _allow_connections(settings.max_connections)
         settings = settings.model_copy(update={"port": listener.getsockname()[1]})
@@ -90,76 +106,50 @@ def serve(
             lines.append("Users are added with: authws user add NAME")
         app = create_app(settings)
         house: House = app.state.authws
-        config = build_config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            tls_cert=settings.tls_cert,
-            tls_key=settings.tls_key,
-            max_message_bytes=settings.max_message_bytes,
-            drain=settings.drain,
-            trusted_proxies=settings.trusted_proxies,
-            protocol_limits=_protocol_limits(settings),
-            ping_interval=settings.ping_interval,
-            ping_timeout=settings.ping_timeout,
-            log_config=_log_config(settings),
-        )
+        config = server_config(app, settings, log_config=_log_config(settings))
         with contextlib.suppress(KeyboardInterrupt):
             _Server(config, house, lines).run(sockets=[listener])
 
 
-def doctor(
-    host: Host = None,
-    workers: Workers = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    behind_proxy: BehindProxy = False,
-) -> None:
-    """Explain what is unsafe about the configuration; takes serve's options."""
-    settings = _settings(
-        host=host,
-        workers=workers,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        behind_proxy=behind_proxy or None,
-    )
-    found = checks.problems(settings)
-    if not any(problem.severity == "error" for problem in found):
-        found = [*_build_problems(settings), *found]
-    for problem in found:
-        typer.echo(str(problem))
-    errors = sum(problem.severity == "error" for problem in found)
-    typer.echo(f"{errors} errors, {len(found) - errors} warnings")
-    if errors:
-        raise typer.Exit(1)
-
-
-def _build_problems(settings: Settings) -> list[checks.Problem]:
-    """What only putting the service together shows; nothing is left behind."""
-    with tempfile.TemporaryDirectory(prefix="authws-") as nowhere:
-        if not settings.data_dir.exists():
-            settings = settings.model_copy(update={"data_dir": Path(nowhere)})
-        try:
-            create_app(settings)
-        except ConfigurationError as error:
-            return [checks.Problem("error", str(error), "serve would not start")]
-    return []
-
-
-def _check_database(settings: Settings) -> None:
-    """Open the database before anything listens, so that a failure is a sentence."""
-
-    async def work() -> None:
-        async with opened(settings):
-            pass
-
+def reach_database(work: Coroutine[Any, Any, None]) -> None:
+    """Run what asks the database, and tell in a sentence if it does not answer."""
     try:
-        run(work())
+        run(work)
     except UnavailableError as error:
         raise ConfigurationError(
             f"the database cannot be used ({error}); see that it runs, and that "
             "AUTHWS_DATABASE_URL names it"
         ) from None
+
+
+async def _open_database(settings: Settings) -> None:
+    """Open it before anything listens, its tables brought up to date."""
+    async with opened(settings):
+        pass
+
+
+def server_config(
+    app: Any, settings: Settings, *, log_config: dict[str, Any] | None
+) -> ServerConfig:
+    """Configure the server as the settings say.
+
+    Raises:
+        ConfigurationError: it cannot be.
+    """
+    return build_config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        tls_cert=settings.tls_cert,
+        tls_key=settings.tls_key,
+        max_message_bytes=settings.max_message_bytes,
+        drain=settings.drain,
+        trusted_proxies=settings.trusted_proxies,
+        protocol_limits=_protocol_limits(settings),
+        ping_interval=settings.ping_interval,
+        ping_timeout=settings.ping_timeout,
+        log_config=log_config,
+    )
 
 
 class _Server(Server):
@@ -187,7 +177,7 @@ def _exempt_from_collection() -> None:
     gc.freeze()
 
 
-def _settings(**options: Any) -> Settings:
+def configured(**options: Any) -> Settings:
     """The environment's settings, and the options over them."""
     given = {name: value for name, value in options.items() if value is not None}
     return Settings(**given)
@@ -197,9 +187,7 @@ def _bind(settings: Settings) -> socket.socket:
     """Bind before anything else, so that a taken port is told in a sentence."""
     with contextlib.ExitStack() as unless_bound:
         try:
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                settings.host, settings.port, type=socket.SOCK_STREAM
-            )[0]
+            family, kind, protocol, address = resolve(settings)
             listener = socket.socket(family, kind, protocol)
             unless_bound.callback(listener.close)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -208,11 +196,35 @@ def _bind(settings: Settings) -> socket.socket:
         except OSError as error:
             raise ConfigurationError(
                 f"cannot listen on {settings.host} port {settings.port}: "
-                f"{error.strerror or error}; choose another with --port"
+                f"{error.strerror or error}; choose another with --port or AUTHWS_PORT"
             ) from None
         unless_bound.pop_all()
     listener.set_inheritable(True)
     return listener
+
+
+def resolve(settings: Settings) -> tuple[int, int, int, Any]:
+    """Find the address to bind; what the settings take for loopback must be one.
+
+    Raises:
+        ConfigurationError: it is not, or there is none.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(
+            f"{settings.host!r:.80} names no address here "
+            f"({getattr(error, 'strerror', None) or error}); "
+            "give --host an address of this machine"
+        ) from None
+    if settings.is_loopback and not is_loopback(str(address[0])):
+        raise ConfigurationError(
+            f"{settings.host} is {address[0]} here, which other machines can reach; "
+            "give --host 127.0.0.1, or mend the name in /etc/hosts"
+        )
+    return family, kind, protocol, address
 
 
 def _protocol_limits(settings: Settings) -> ProtocolLimits:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import quote
@@ -26,7 +25,7 @@ from authws.client.endings import RefusedError, UnreachableError
 from authws.client.events import AuthRequired, Welcome
 from authws.close_codes import Retry
 from authws.decisions.messages import SUBPROTOCOL
-from authws.decisions.origins import Origin
+from authws.decisions.origins import Origin, is_loopback
 from authws.decisions.redaction import install_log_redaction, redact
 from authws.exceptions import ConfigurationError
 
@@ -95,7 +94,7 @@ class Client:
         """
         install_log_redaction()  # httpcore's debug log would show the cookie
         self._origin = _parse(base_url)
-        local = _is_loopback(self._origin.host)
+        local = is_loopback(self._origin.host)
         if self._origin.scheme == "http" and not (local or allow_plain_http):
             raise ConfigurationError(
                 f"{self._origin} is not encrypted: everyone on the way could read the"
@@ -353,15 +352,6 @@ def _parse(url: str) -> Origin:
             "the URL is scheme, host and port, such as https://chat.example.com or"
             " http://127.0.0.1:8000, without a path or a user name"
         ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _context(verify: bool | ssl.SSLContext) -> ssl.SSLContext:

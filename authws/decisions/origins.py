@@ -15,7 +15,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
 from authws.exceptions import ConfigurationError, ForbiddenOriginError
 
-__all__ = ["HostPolicy", "Origin", "OriginPolicy", "check_fetch_site"]
+__all__ = ["HostPolicy", "Origin", "OriginPolicy", "check_fetch_site", "is_loopback"]
 
 MAX_HOST = 253
 """RFC 1035, 2.3.4: 255 octets on the wire are 253 characters of text."""
@@ -59,6 +59,12 @@ class Origin:
         scheme = match["scheme"].lower()
         port = _port(match["port"]) or DEFAULT_PORTS[scheme]
         return cls(scheme, _canonical_host(match["host"]), port)
+
+    @property
+    def is_trustworthy(self) -> bool:
+        """Whether nobody on the way can read or alter what it serves: by TLS, or
+        because there is no way (Secure Contexts, 3.1)."""
+        return self.scheme == "https" or is_loopback(self.host)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -128,6 +134,17 @@ def check_fetch_site(values: Sequence[str]) -> None:
     """
     if any("cross-site" in value.lower() for value in values):
         raise ForbiddenOriginError("Sec-Fetch-Site: cross-site")
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine itself: a loopback address, or ``localhost``.
+
+    A name that only looks like such an address, ``127.evil.example``, is anybody's.
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 @dataclass(frozen=True, slots=True)

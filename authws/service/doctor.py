@@ -6,18 +6,23 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from pathlib import Path
 from typing import Literal
 
 from authws.decisions.keys import check_secret
 from authws.decisions.origins import Origin
 from authws.exceptions import ConfigurationError
 from authws.service.key_files import FILE_NAME
-from authws.service.settings import Settings
+from authws.service.settings import PREFIX, Settings, nearest_setting
 
 __all__ = ["Problem", "check", "problems"]
 
+WIDEST = {4: 8, 6: 7}
+"""The prefix lengths of the widest private networks, 10.0.0.0/8 and fc00::/7: what is
+wider holds strangers."""
 MESSAGES_IN_AN_OUTBOX = 4
 """How many of the largest messages must fit: a peer that reads has one on its way, and
 an answer and a presence behind it."""
@@ -37,11 +42,16 @@ class Problem:
         return f"{self.severity}: {self.what}; {self.change}"
 
 
-def problems(settings: Settings) -> list[Problem]:
-    """Everything that is unsafe about these settings, errors first."""
+def problems(settings: Settings, unknown: Sequence[str] = ()) -> list[Problem]:
+    """Everything that is unsafe about these settings, errors first.
+
+    ``unknown`` are variables that were set beside them and are no settings.
+    """
     found = [
+        *_names(unknown),
         *_secrets(settings),
         *_network(settings),
+        *_public_origin(settings),
         *_origins(settings),
         *_workers(settings),
         *_limits(settings),
@@ -50,19 +60,28 @@ def problems(settings: Settings) -> list[Problem]:
     return sorted(found, key=lambda problem: problem.severity)
 
 
-def check(settings: Settings) -> None:
+def check(settings: Settings, unknown: Sequence[str] = ()) -> None:
     """Refuse an unsafe configuration.
 
     Raises:
         ConfigurationError: naming every error, and what to change.
     """
-    errors = [p for p in problems(settings) if p.severity == "error"]
+    errors = [p for p in problems(settings, unknown) if p.severity == "error"]
     if errors:
         raise ConfigurationError("\n".join(f"{p.what}; {p.change}" for p in errors))
 
 
 def _error(what: str, change: str) -> Problem:
     return Problem("error", what, change)
+
+
+def _names(unknown: Sequence[str]) -> Iterator[Problem]:
+    for name in unknown:
+        near = nearest_setting(name.removeprefix(PREFIX))
+        yield _error(
+            f"{name:.80} is no setting: whatever it was to change is as it was",
+            f"did you mean {PREFIX}{near.upper()}?" if near else "unset it",
+        )
 
 
 def _secrets(settings: Settings) -> Iterator[Problem]:
@@ -75,13 +94,20 @@ def _secrets(settings: Settings) -> Iterator[Problem]:
                 "generate one with: python3 -c "
                 "'import secrets; print(secrets.token_urlsafe(48))'",
             )
-    file = settings.data_dir / FILE_NAME
-    if settings.data_dir.exists() and not settings.data_dir.is_dir():
+    try:
+        yield from _readable_by_others(settings.data_dir)
+    except OSError as error:
         yield _error(
-            f"{settings.data_dir} is not a directory", "set AUTHWS_DATA_DIR to one"
+            f"{settings.data_dir} cannot be read ({error.strerror})",
+            "set AUTHWS_DATA_DIR to a directory of your own",
         )
+
+
+def _readable_by_others(data_dir: Path) -> Iterator[Problem]:
+    if data_dir.exists() and not data_dir.is_dir():
+        yield _error(f"{data_dir} is not a directory", "set AUTHWS_DATA_DIR to one")
         return
-    for path, mode in ((settings.data_dir, "700"), (file, "600")):
+    for path, mode in ((data_dir, "700"), (data_dir / FILE_NAME, "600")):
         if path.exists() and path.stat().st_mode & 0o077:
             yield _error(
                 f"others on this machine can read {path}", f"run: chmod {mode} {path}"
@@ -111,19 +137,35 @@ def _network(settings: Settings) -> Iterator[Problem]:
             "AUTHWS_TRUSTED_PROXIES lets those addresses name any peer as theirs",
             "add --behind-proxy if there is one, or unset it",
         )
-    if settings.behind_proxy and settings.public_origin.lower().startswith("http:"):
-        yield _error(
-            "the proxy's public origin is http, so credentials would cross networks "
-            "in the clear",
-            "let the proxy speak TLS and set AUTHWS_PUBLIC_ORIGIN to its https origin",
-        )
-    for proxy in settings.trusted_proxies:
-        if proxy.strip() == "*" or proxy.endswith("/0"):
-            yield _error(
-                f"trusting {proxy} as a proxy lets anybody choose their own address",
-                "name the proxy's address or its network in AUTHWS_TRUSTED_PROXIES",
-            )
+    yield from _proxies(settings)
     yield from _tls_files(settings)
+
+
+def _proxies(settings: Settings) -> Iterator[Problem]:
+    """Proxies are few: not everybody, neither by one network nor by several."""
+    change = "name the proxy's address or its network in AUTHWS_TRUSTED_PROXIES"
+    v4: list[IPv4Network] = []
+    v6: list[IPv6Network] = []
+    for proxy in settings.trusted_proxies:
+        try:
+            network = ip_network(proxy)
+        except ValueError as error:
+            yield _error(f"{proxy!r:.80} is no trusted proxy: {error!s:.80}", change)
+            continue
+        if isinstance(network, IPv4Network):
+            v4.append(network)
+        else:
+            v6.append(network)
+    trusted: list[IPv4Network | IPv6Network] = [
+        *collapse_addresses(v4),
+        *collapse_addresses(v6),
+    ]
+    for wide in trusted:
+        if wide.prefixlen < WIDEST[wide.version]:
+            yield _error(
+                f"trusting {wide} as proxies lets too many choose their own address",
+                change,
+            )
 
 
 def _tls_files(settings: Settings) -> Iterator[Problem]:
@@ -147,6 +189,29 @@ def _tls_files(settings: Settings) -> Iterator[Problem]:
         )
 
 
+def _public_origin(settings: Settings) -> Iterator[Problem]:
+    """Browsers come over https, but on this machine; and to where it is spoken."""
+    text = settings.public_origin
+    try:
+        origin = Origin.parse(text)
+    except ValueError:  # told with the other origins
+        return
+    protected = settings.is_tls or settings.behind_proxy
+    if origin.scheme == "http" and (protected or not origin.is_trustworthy):
+        yield _error(
+            f"the public origin {text} is http, so credentials would cross networks "
+            "in the clear, the session cookie without Secure",
+            "serve https (--tls-cert and --tls-key, or --behind-proxy if a proxy "
+            "speaks TLS), and set AUTHWS_PUBLIC_ORIGIN to the https origin",
+        )
+    if origin.scheme == "https" and not protected:
+        yield Problem(
+            "warning",
+            f"nothing here speaks TLS for the public origin {text}",
+            "give --tls-cert and --tls-key, or --behind-proxy if a proxy speaks it",
+        )
+
+
 def _origins(settings: Settings) -> Iterator[Problem]:
     configured = [*filter(None, [settings.public_origin]), *settings.allowed_origins]
     for text in configured:
@@ -157,15 +222,30 @@ def _origins(settings: Settings) -> Iterator[Problem]:
             )
             continue
         try:
-            Origin.parse(text)
+            origin = Origin.parse(text)
         except ValueError:
             yield _error(
                 f"not an origin: {text!r:.100}",
                 "an origin is scheme://host or scheme://host:port, with nothing after",
             )
+            continue
+        if text in settings.allowed_origins and not origin.is_trustworthy:
+            yield Problem(
+                "warning",
+                f"whoever is on the way to {text} can alter its pages, which may "
+                "connect here",
+                "serve them over https, and name that origin in AUTHWS_ALLOWED_ORIGINS",
+            )
     if not settings.origins:
         yield _error(
             "no origin is allowed, so no page could connect",
+            "set AUTHWS_PUBLIC_ORIGIN to where browsers find the service",
+        )
+    elif not settings.own_origins:
+        yield Problem(
+            "warning",
+            "the service does not know its own origin, so its own pages and "
+            "`authws connect --strategy session-cookie` could not connect",
             "set AUTHWS_PUBLIC_ORIGIN to where browsers find the service",
         )
     if "*" in settings.allowed_hosts:
@@ -181,7 +261,7 @@ def _workers(settings: Settings) -> Iterator[Problem]:
         yield _error(
             f"{settings.workers} workers with the memory broker would each be an "
             "island: rooms, presence and revocations would not cross",
-            "use one worker, or set AUTHWS_BROKER_URL",
+            "use one worker: this release has no broker that crosses processes",
         )
 
 

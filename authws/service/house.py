@@ -124,6 +124,12 @@ class House:
                 "AUTHWS_PUBLIC_ORIGIN and AUTHWS_ALLOWED_ORIGINS hold origins such as "
                 f"https://app.example.com: {exc}"
             ) from None
+        public = settings.public_origin
+        if public and not Origin.parse(public).is_trustworthy:
+            raise ConfigurationError(
+                f"AUTHWS_PUBLIC_ORIGIN: {public} is http, and the session cookie would "
+                "cross networks in the clear; set it to an https origin"
+            )
         self.gate = HttpGate(
             hosts=HostPolicy(settings.hosts),
             log=self.log,

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,10 +45,21 @@ def prepare_data_dir(data_dir: Path) -> None:
     """Make the data directory, of mode 0700.
 
     Raises:
-        ConfigurationError: it exists and others may enter it.
+        ConfigurationError: it exists and others may enter it, or it cannot be made.
     """
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if data_dir.stat().st_mode & 0o077:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = data_dir.stat().st_mode
+    except FileExistsError:
+        raise ConfigurationError(
+            f"{data_dir} is not a directory; set AUTHWS_DATA_DIR to one"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(
+            f"the data directory {data_dir} cannot be made or read "
+            f"({error.strerror}); set AUTHWS_DATA_DIR to one that can"
+        ) from None
+    if mode & 0o077:
         raise ConfigurationError(
             f"others may enter the data directory {data_dir}: chmod 700 {data_dir}"
         )
@@ -95,7 +106,8 @@ def rotate_keys(settings: Settings, keep: int = 2) -> str:
     if settings.signing_algorithm != "HS256":
         fresh = _new_pem(settings.signing_algorithm)
         stored["signing_keys"] = [*stored["signing_keys"], fresh][-keep - 1 :]
-    _write(path, stored)
+    with _failures(path):
+        _write(path, stored)
     return load_secrets(settings).keyring.newest.kid
 
 
@@ -110,6 +122,11 @@ def _signing_last(keys: Sequence[SigningKey], algorithm: str) -> list[SigningKey
 
 
 def _read_or_create(path: Path, algorithm: str) -> dict[str, list[str]]:
+    with _failures(path):
+        return _read_or_create_file(path, algorithm)
+
+
+def _read_or_create_file(path: Path, algorithm: str) -> dict[str, list[str]]:
     if not path.exists():
         first = {"secret_keys": [_new_secret()], "signing_keys": []}
         # another process may be first: then its secrets are the secrets
@@ -117,16 +134,50 @@ def _read_or_create(path: Path, algorithm: str) -> dict[str, list[str]]:
             _create(path, first)
     if path.stat().st_mode & 0o077:
         raise ConfigurationError(f"others may read {path}: chmod 600 {path}")
-    try:
-        stored: dict[str, list[str]] = json.loads(path.read_text())
-        if not stored["secret_keys"]:
-            raise ValueError("no key")
-    except (ValueError, KeyError, TypeError):
-        raise ConfigurationError(f"{path} is damaged: restore it from a copy") from None
+    stored = _parse(path)
     if algorithm != "HS256" and not stored["signing_keys"]:
         stored["signing_keys"] = [_new_pem(algorithm)]
         _write(path, stored)
     return stored
+
+
+def _parse(path: Path) -> dict[str, list[str]]:
+    """Read the file, whose shape whoever restores or edits it may have spoiled."""
+    try:
+        stored = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        stored = None
+    if (
+        not isinstance(stored, dict)
+        or not _is_list_of_text(stored.get("secret_keys"))
+        or not _is_list_of_text(stored.get("signing_keys"))
+        or not stored["secret_keys"]
+    ):
+        raise ConfigurationError(f"{path} is damaged: restore it from a copy")
+    for secret in stored["secret_keys"]:
+        try:
+            check_secret(secret)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"{path}: {error}; restore it from a copy"
+            ) from None
+    return stored
+
+
+def _is_list_of_text(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+@contextlib.contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    """Tell in a sentence what the system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read or written: {error.strerror}; see that it and its "
+            "directory belong to who runs this"
+        ) from None
 
 
 def _create(path: Path, stored: dict[str, list[str]]) -> None:

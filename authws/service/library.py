@@ -23,7 +23,7 @@ from authws.service.app import add_error_handlers
 from authws.service.house import House
 from authws.service.routes import auth
 from authws.service.routes.identity import SAFE_METHODS
-from authws.service.settings import Settings
+from authws.service.settings import Settings, known_settings
 from authws.strategies.base import Strategy
 from authws.strategies.handshake import Credentials, Handshake
 
@@ -112,6 +112,7 @@ class AuthWS:
         Raises:
             ConfigurationError: a setting is unsafe or impossible.
         """
+        settings = known_settings(settings)
         self._login = login
         self._nothing_kept: tempfile.TemporaryDirectory[str] | None = None
         if not login:

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+)
 
-__all__ = ["PerAddress", "Settings"]
+from authws.decisions.origins import Origin, is_loopback
+from authws.exceptions import ConfigurationError
+
+__all__ = [
+    "PREFIX",
+    "PerAddress",
+    "Settings",
+    "known_settings",
+    "nearest_setting",
+    "unknown_variables",
+]
+
+PREFIX = "AUTHWS_"
+NO_SETTING = re.compile(r"AUTHWS_(PASSWORD|TEST_\w+)")
+"""Variables of our name that are no settings: the password that ``authws connect``
+reads, and what the tests read."""
 
 N = TypeVar("N", int, float)
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -39,7 +63,7 @@ class Settings(BaseSettings):
     """What an operator may set. A limit of 0 is off; times are seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix="AUTHWS_",
+        env_prefix=PREFIX,
         env_file=".env",
         env_file_encoding="utf-8",
         extra="ignore",
@@ -145,9 +169,7 @@ class Settings(BaseSettings):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the service."""
-        return self.host in {"127.0.0.1", "localhost", "::1"} or (
-            self.host.startswith("127.")
-        )
+        return is_loopback(self.host)
 
     @property
     def is_exposed(self) -> bool:
@@ -170,30 +192,35 @@ class Settings(BaseSettings):
         return self.is_tls or self.public_origin.lower().startswith("https://")
 
     @property
-    def origins(self) -> tuple[str, ...]:
-        """The origins whose pages may connect; by default the service's own."""
-        configured = (*filter(None, [self.public_origin]), *self.allowed_origins)
-        if configured:
-            return configured
+    def own_origins(self) -> tuple[str, ...]:
+        """Where browsers find the service itself; nothing if it cannot know."""
+        if self.public_origin:
+            return (self.public_origin,)
         scheme = "https" if self.is_tls else "http"
-        if not self.is_loopback:
-            return ()
-        return tuple(
-            f"{scheme}://{host}:{self.port}"
-            for host in ("127.0.0.1", "localhost", "[::1]")
-        )
+        return tuple(f"{scheme}://{name}:{self.port}" for name in self._loopback_names)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins whose pages may connect: the service's own, and further ones."""
+        return (*self.own_origins, *self.allowed_origins)
 
     @property
     def hosts(self) -> frozenset[str]:
-        """The names that a Host header may carry; by default those of the origins."""
+        """The names that a Host header may carry: the service's own, and further ones;
+        by default those of all origins, and of a loopback bind."""
         if self.allowed_hosts:
-            return frozenset(self.allowed_hosts)
-        from authws.decisions.origins import Origin
-
+            own = {Origin.parse(text).host for text in self.own_origins}
+            return frozenset(own.union(self.allowed_hosts))
         names = {Origin.parse(text).host for text in self.origins}
-        if self.is_loopback:
-            names |= {"127.0.0.1", "localhost", "[::1]"}
-        return frozenset(names)
+        return frozenset(names.union(self._loopback_names))
+
+    @property
+    def _loopback_names(self) -> tuple[str, ...]:
+        """By which names the service is called on a loopback bind."""
+        if not self.is_loopback:
+            return ()
+        bound = f"[{self.host}]" if ":" in self.host else self.host.lower()
+        return tuple(dict.fromkeys(("127.0.0.1", "localhost", "[::1]", bound)))
 
     @property
     def database(self) -> str:
@@ -201,6 +228,45 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{(self.data_dir / 'authws.db').absolute()}"
+
+
+def known_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as they were given by name, all of them known.
+
+    Raises:
+        ConfigurationError: one is not: misspelt, it would leave a default in force.
+    """
+    for name in given:
+        # pydantic-settings' own, such as _env_file, begin so
+        if name not in Settings.model_fields and not name.startswith("_"):
+            near = nearest_setting(name)
+            change = (
+                f"did you mean {near}?" if near else "docs/settings.md has them all"
+            )
+            raise ConfigurationError(f"there is no setting {name!r:.80}; {change}")
+    return dict(given)
+
+
+def unknown_variables() -> list[str]:
+    """Return the variables of our name that set nothing, from where settings come.
+
+    Those are the environment and ``.env``; misspelt, a variable would leave a default
+    in force and nobody would hear of it.
+    """
+    sources = (EnvSettingsSource(Settings), DotEnvSettingsSource(Settings))
+    named = {name.upper() for source in sources for name in source.env_vars}
+    settings = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    return sorted(
+        name
+        for name in named - settings
+        if name.startswith(PREFIX) and not NO_SETTING.fullmatch(name)
+    )
+
+
+def nearest_setting(name: str) -> str | None:
+    """Return the setting whose name is most like this one, if one is."""
+    found = get_close_matches(name.lower(), Settings.model_fields, n=1)
+    return found[0] if found else None
 
 
 def _given(value: N | None, usual: N) -> N:

@@ -35,7 +35,7 @@ else:
     # A refused login or a server that is just starting reaches us unwrapped.
     DRIVER_ERRORS = (InterfaceError, PostgresError)
 
-__all__ = ["Database", "insert_once", "migrate"]
+__all__ = ["Database", "insert_once", "migrate", "sqlite_file"]
 
 FAILURES: tuple[type[Exception], ...] = (SQLAlchemyError, OSError, *DRIVER_ERRORS)
 BUSY_SECONDS = 5.0
@@ -145,6 +145,16 @@ def migrate(url: str) -> None:
     parsed = _parse(url)
     with ThreadPoolExecutor(max_workers=1) as thread:  # a loop of its own, in a thread
         thread.submit(lambda: asyncio.run(_migrate(parsed))).result()
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of an SQLite database; None for another kind.
+
+    Raises:
+        ConfigurationError: as for ``Database``.
+    """
+    parsed = _parse(url)
+    return Path(parsed.database or "") if _is_sqlite(parsed) else None
 
 
 async def _migrate(url: URL) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import ipaddress
 import json
 import logging
 import re
@@ -28,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 
 from authws.clock import Clock
 from authws.decisions.keys import AlgorithmName, PublicKey, SigningKey
+from authws.decisions.origins import is_loopback
 from authws.exceptions import ConfigurationError, UnavailableError
 
 __all__ = ["RemoteKeySet"]
@@ -185,20 +185,13 @@ def _check_url(text: str) -> tuple[httpx.URL, bool]:
         raise ConfigurationError("the key set URL is not a URL") from None
     if url.userinfo or not url.host:
         raise ConfigurationError("the key set URL needs a host and no user")
-    loopback = _is_loopback(url.host)
+    loopback = is_loopback(url.host)
     if url.scheme != "https" and not (url.scheme == "http" and loopback):
         raise ConfigurationError(
             "the key set URL must start with https://: who can change the keys on "
             "their way can forge every token"
         )
     return url, loopback
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _parse(document: bytes, max_keys: int) -> Mapping[str, SigningKey]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ from authws.exceptions import ConfigurationError
 from authws.stores.users import UnknownUserError, UserExistsError
 
 PASSWORD = "correct horse battery staple"
+PROXIED = {"AUTHWS_PUBLIC_ORIGIN": "https://chat.example.com"}
+NO_DATABASE = "postgresql://u:hidden-canary@127.0.0.1:1/x"
 
 
 @pytest.fixture(autouse=True)
@@ -126,15 +129,39 @@ def test_keys_in_the_environment_are_not_rotated_behind_its_back(
     ("options", "environment", "change"),
     [
         (["--host", "0.0.0.0"], {}, "--tls-cert"),  # noqa: S104
-        (["--workers", "2"], {}, "AUTHWS_BROKER_URL"),
+        (["--host", "127.evil.example.com"], {}, "bind 127.0.0.1"),
+        (["--host", "127.1"], {}, "bind 127.0.0.1"),
+        (["--workers", "2"], {}, "use one worker"),
         ([], {"AUTHWS_SECRET_KEYS": "changeme"}, "token_urlsafe"),
         ([], {"AUTHWS_ALLOWED_ORIGINS": "*"}, "list each origin"),
         (["--behind-proxy"], {}, "AUTHWS_PUBLIC_ORIGIN"),
         ([], {"AUTHWS_TRUSTED_PROXIES": "10.0.0.1"}, "--behind-proxy"),
         ([], {"AUTHWS_TRUSTED_PROXIES": "0.0.0.0/0"}, "the proxy's address"),
         (["--behind-proxy"], {"AUTHWS_PUBLIC_ORIGIN": "http://a.example"}, "https"),
+        (["--behind-proxy"], {**PROXIED, "AUTHWS_TRUSTED_PROXIES": "bogus"}, "'bogus'"),
+        (
+            ["--behind-proxy"],
+            {**PROXIED, "AUTHWS_TRUSTED_PROXIES": "10.0.0.0/33"},
+            "'10.0.0.0/33'",
+        ),
+        (
+            ["--behind-proxy"],
+            {**PROXIED, "AUTHWS_TRUSTED_PROXIES": "0.0.0.0/1,128.0.0.0/1"},
+            "trusting 0.0.0.0/0",
+        ),
+        (
+            ["--behind-proxy"],
+            {**PROXIED, "AUTHWS_TRUSTED_PROXIES": "10.0.0.1,8000::/1"},
+            "trusting 8000::/1",
+        ),
+        ([], {"AUTHWS_PUBLIC_ORIGIN": "http://a.example"}, "to the https origin"),
         (["--tls-cert", "/nowhere.pem"], {}, "--tls-key the files' paths"),
         ([], {"AUTHWS_DATA_DIR": "/dev/null"}, "AUTHWS_DATA_DIR"),
+        ([], {"AUTHWS_DATA_DIR": "/proc/nope"}, "AUTHWS_DATA_DIR"),
+        ([], {"AUTHWS_SECURITY_LOG": "/nonexist/x.log"}, "AUTHWS_SECURITY_LOG"),
+        ([], {"AUTHWS_SECURITY_LOG": "/proc/self"}, "AUTHWS_SECURITY_LOG"),
+        ([], {"AUTHWS_DATABASE_URL": "sqlite:////nonexist/x.db"}, "/nonexist/x.db"),
+        ([], {"AUTHWS_DATABASE_URL": NO_DATABASE}, "AUTHWS_DATABASE_URL"),
         ([], {"AUTHWS_BROKER_URL": "redis://x"}, "memory://"),
         ([], {"AUTHWS_JWKS_URL": "https://a.example/jwks"}, "AUTHWS_JWKS_ISSUER"),
         ([], {"AUTHWS_OUTBOX_BYTES": "262143"}, "4 times AUTHWS_MAX_MESSAGE_BYTES"),
@@ -154,9 +181,47 @@ def test_serve_refuses_what_doctor_explains(
     assert isinstance(refused.exception, ConfigurationError)
     assert change in str(refused.exception)
     assert "changeme" not in str(refused.exception)
+    assert "canary" not in str(refused.exception)
     explained = authws("doctor", *options)
     assert explained.exit_code == 1
     assert change in explained.output
+
+
+@pytest.mark.parametrize("where", ["environment", ".env"])
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("AUTHWS_QUERY_PARAM_ACCEPT", "did you mean AUTHWS_QUERY_PARAM_ACCEPTS?"),
+        ("AUTHWS_SECRET_KEY", "did you mean AUTHWS_SECRET_KEYS?"),
+        ("authws_rfuse", "did you mean AUTHWS_REFUSE?"),
+        ("AUTHWS_PASSWORD_HASH", "did you mean AUTHWS_PASSWORD_HASH_CONCURRENCY?"),
+        ("AUTHWS_ZZZ", "unset it"),
+    ],
+)
+def test_a_misspelt_setting_is_named_with_what_was_meant(
+    misspelt: str, meant: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if where == ".env":
+        Path(".env").write_text(f"{misspelt}=hidden-canary\n")
+    else:
+        monkeypatch.setenv(misspelt, "hidden-canary")
+    refused = authws("serve")
+    explained = authws("doctor")
+    assert isinstance(refused.exception, ConfigurationError)
+    assert explained.exit_code == 1
+    for said in (str(refused.exception), explained.output):
+        assert f"{misspelt.upper()} is no setting" in said
+        assert meant in said
+        assert "hidden-canary" not in said
+
+
+def test_what_is_no_setting_and_of_use_is_let_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AUTHWS_PASSWORD", PASSWORD)
+    monkeypatch.setenv("AUTHWS_TEST_SOMETHING", "1")
+    Path(".env").write_text("REFUSED=1\nAUTHWS_PORT=8001\n")
+    assert "0 errors" in authws("doctor").output
 
 
 def test_doctor_takes_limits_that_just_fit_together(
@@ -171,6 +236,96 @@ def test_doctor_finds_no_error_in_the_defaults() -> None:
     result = authws("doctor")
     assert result.exit_code == 0
     assert result.output.splitlines()[-1].startswith("0 errors")
+
+
+def test_doctor_takes_every_option_of_serve() -> None:
+    def options(command: str) -> set[str]:
+        return set(re.findall(r"--[a-z-]+", authws(command, "--help").output))
+
+    assert options("doctor") == options("serve")
+    given = ("--port", "0", "--demo", "--drain", "1", "--workers", "1")
+    assert "0 errors" in authws("doctor", *given).output
+
+
+def test_doctor_leaves_nothing_behind(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTHWS_SECURITY_LOG", str(tmp_path / "security.log"))
+    monkeypatch.setenv("AUTHWS_DATA_DIR", str(tmp_path / "deep" / "data"))
+    assert "0 errors" in authws("doctor").output
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("AUTHWS_DATA_DIR", str(data_dir))
+    data_dir.mkdir(mode=0o700)
+    assert "0 errors" in authws("doctor").output
+    assert list(data_dir.iterdir()) == []
+
+
+def test_doctor_changes_nothing_of_what_is_there(data_dir: Path) -> None:
+    add()
+    before = {file: file.read_bytes() for file in data_dir.glob("secrets*")}
+    assert "0 errors" in authws("doctor").output
+    assert {file: file.read_bytes() for file in data_dir.glob("secrets*")} == before
+    assert authws("user", "list").output == "alice\tenabled\tjoin:* publish:*\n"
+
+
+COMMANDS = (
+    ("serve",),
+    ("doctor",),
+    ("user", "list"),
+    ("user", "add", "alice", "--password-stdin"),
+    ("token", "issue", "alice"),
+    ("token", "inspect"),
+    ("keys", "rotate"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("place", ["/proc/nope", "a-file"])
+def test_a_data_directory_that_cannot_be_is_told_in_a_sentence(
+    command: tuple[str, ...], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("a-file").touch()
+    monkeypatch.setenv("AUTHWS_DATA_DIR", place)
+    result = authws(*command, stdin="e30.e30.e30")
+    assert result.exit_code == 1
+    told = result.output + str(result.exception)
+    assert "AUTHWS_DATA_DIR" in told
+    assert place in told
+    if result.exception is not None and command != ("doctor",):
+        assert isinstance(result.exception, ConfigurationError)
+
+
+DAMAGED = {
+    "no-json": "{",
+    "no-object": "[]",
+    "no-keys": "{}",
+    "no-signing-keys": '{"secret_keys": ["SECRET"]}',
+    "empty": '{"secret_keys": [], "signing_keys": []}',
+    "number": '{"secret_keys": [5], "signing_keys": []}',
+    "text": '{"secret_keys": "SECRET", "signing_keys": []}',
+    "signing-number": '{"secret_keys": ["SECRET"], "signing_keys": [5]}',
+    "weak": '{"secret_keys": ["SECRET", "x"], "signing_keys": []}',
+    "nested": "[" * 100_000,
+    "binary": "\udcff",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_a_damaged_file_of_secrets_is_told_in_a_sentence(
+    command: str, content: str, data_dir: Path
+) -> None:
+    data_dir.mkdir(mode=0o700)
+    secret = secrets.token_urlsafe(48)
+    file = data_dir / "secrets.json"
+    file.write_text(content.replace("SECRET", secret), errors="surrogateescape")
+    file.chmod(0o600)
+    result = authws(command, "--port", "0")
+    told = result.output + str(result.exception)
+    assert result.exit_code == 1
+    assert "restore it from a copy" in told
+    assert str(file) in told
+    assert secret not in told
 
 
 @pytest.fixture
@@ -218,8 +373,7 @@ def test_serve_demo_says_where_to_go_and_stops_cleanly(
 def test_a_database_out_of_reach_is_told_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    url = "postgresql://u:hidden-canary@127.0.0.1:1/x"
-    monkeypatch.setenv("AUTHWS_DATABASE_URL", url)
+    monkeypatch.setenv("AUTHWS_DATABASE_URL", NO_DATABASE)
     refused = authws("serve", "--port", "0")
     assert isinstance(refused.exception, ConfigurationError)
     assert "AUTHWS_DATABASE_URL" in str(refused.exception)
@@ -231,7 +385,28 @@ def test_a_taken_port_is_told_in_a_sentence() -> None:
         port = taken.getsockname()[1]
         result = authws("serve", "--port", str(port))
     assert isinstance(result.exception, ConfigurationError)
-    assert "choose another with --port" in str(result.exception)
+    assert "choose another with --port or AUTHWS_PORT" in str(result.exception)
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "127.0.0.2", "::1"])
+def test_every_spelling_of_this_machine_is_loopback(host: str) -> None:
+    assert "0 errors" in authws("doctor", "--host", host).output
+
+
+@pytest.mark.parametrize(
+    "error", [UnicodeError("label too long"), socket.gaierror(-2, "not known")]
+)
+def test_a_name_without_an_address_is_told_in_a_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(*_: object, **__: object) -> object:
+        raise error
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    refused = authws("serve")
+    assert isinstance(refused.exception, ConfigurationError)
+    for said in (str(refused.exception), authws("doctor").output):
+        assert "give --host an address of this machine" in said
 
 
 def test_version_needs_no_command() -> None:

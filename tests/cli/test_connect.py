@@ -285,6 +285,33 @@ async def test_a_pipe_faster_than_the_server_allows_is_slowed(
     assert (status, said) == (0, lines), noted
 
 
+async def test_a_service_with_further_origins_is_its_own_origin_still(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("further")
+    async with running(path, allowed_origins="https://app.example.com") as service:
+        await service.add_user("alice")
+        conversation = converse(service, strategy="session-cookie")
+        status, said, noted = await conversation.end("hello\n")
+    assert status == 0, noted
+    assert "[lobby] alice: hello" in said
+
+
+async def test_a_refused_origin_is_told_with_what_helps(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("elsewhere")
+    elsewhere = {"public_origin": "http://localhost:1", "allowed_hosts": "127.0.0.1"}
+    async with running(path, **elsewhere) as service:
+        await service.add_user("alice")
+        conversation = converse(service, strategy="session-cookie")
+        status, _, noted = await conversation.end("hello\n")
+    assert status == 1
+    assert "AUTHWS_PUBLIC_ORIGIN" in noted
+    assert "AUTHWS_ALLOWED_ORIGINS" in noted
+    assert "Run this command again" not in noted
+
+
 async def test_token_is_renewed_before_it_ends(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

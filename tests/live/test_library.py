@@ -538,6 +538,20 @@ async def test_app_without_the_lifespan_says_what_is_missing(tmp_path: Path) -> 
         _ = auth.house
 
 
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [("acces_ttl", "did you mean access_ttl?"), ("foo", "docs/settings.md")],
+)
+def test_a_setting_that_does_not_exist_is_refused(
+    tmp_path: Path, misspelt: str, meant: str
+) -> None:
+    settings: dict[str, Any] = {"data_dir": tmp_path / "data", misspelt: 5}
+    with pytest.raises(ConfigurationError) as refused:
+        AuthWS(**settings)
+    assert misspelt in str(refused.value)
+    assert meant in str(refused.value)
+
+
 def test_verifying_only_needs_somebody_to_believe() -> None:
     with pytest.raises(ConfigurationError, match="jwks_url"):
         AuthWS(login=False)

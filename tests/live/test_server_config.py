@@ -211,6 +211,16 @@ def test_system_keeps_little_for_a_peer_that_never_reads() -> None:
     assert UNSENT_BYTES / 2 < taken < 4 * UNSENT_BYTES
 
 
+def test_a_name_for_this_machine_that_leads_elsewhere_is_not_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is taken for loopback is served without TLS, and without limits."""
+    everywhere = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("0.0.0.0", 0))  # noqa: S104
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [everywhere])
+    with pytest.raises(ConfigurationError, match=r"--host 127\.0\.0\.1"):
+        _bind(Settings(_env_file=None, host="localhost", port=0))
+
+
 FEW_FILES = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300))

@@ -152,11 +152,53 @@ async def test_origins_that_let_anybody_in_are_refused(
             create_app(open_to_all)
 
 
+CLEAR: dict[str, dict[str, Any]] = {
+    "CFG-16": {},
+    "CFG-16-port": {"public_origin": "http://chat.example.com:8000"},
+    "CFG-16-looks-local": {"public_origin": "http://127.0.0.1.example.com"},
+    "CFG-16-address": {"public_origin": "http://192.168.1.7"},
+}
+
+
+@pytest.mark.parametrize("changes", CLEAR.values(), ids=CLEAR.keys())
+async def test_no_cookie_without_secure_beyond_this_machine(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    clear = settings(tmp_path, **{"public_origin": "http://chat.example.com"} | changes)
+    with pytest.raises(ConfigurationError, match="https"):
+        doctor.check(clear)
+    with pytest.raises(ConfigurationError, match="https"):
+        create_app(clear)
+
+
+WARNED: dict[str, tuple[dict[str, Any], str]] = {
+    "CFG-16-nobody-speaks-tls": (
+        {"public_origin": "https://chat.example.com"},
+        "nothing here speaks TLS",
+    ),
+    "CFG-16-pages-in-the-clear": (
+        {"allowed_origins": "http://app.example.com"},
+        "http://app.example.com",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "what"), WARNED.values(), ids=WARNED.keys())
+async def test_origins_that_do_not_fit_what_is_served_are_warned_of(
+    tmp_path: Path, changes: dict[str, Any], what: str
+) -> None:
+    found = doctor.problems(settings(tmp_path, **changes))
+    assert [p.severity for p in found if what in p.what] == ["warning"]
+    local = {"public_origin": "http://localhost:8000"}
+    assert not any(what in p.what for p in doctor.problems(settings(tmp_path, **local)))
+
+
 EXPOSED: dict[str, dict[str, Any]] = {
     "CFG-06": {"host": "0.0.0.0"},  # noqa: S104 - refused
     "CFG-06-ipv6": {"host": "::"},
     "CFG-06-address": {"host": "192.168.1.7"},
     "CFG-06-name": {"host": "chat.example.com"},
+    "CFG-06-looks-local": {"host": "127.evil.example.com"},
     "CFG-06-key-only": {"host": "0.0.0.0", "tls_key": "key.pem"},  # noqa: S104
     "CFG-06-wildcard-host": {"allowed_hosts": "*"},
     "CFG-06-proxy-undeclared": {"trusted_proxies": "127.0.0.1"},
@@ -238,6 +280,21 @@ async def test_secrets_that_others_can_read_are_refused(
         create_app(settings(tmp_path))
     with pytest.raises(ConfigurationError, match="chmod"):
         doctor.check(settings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["AUTHWS_SECRET_KEY", "AUTHWS_QUERY_PARAM_ACCEPT", "AUTHWS_RFUSE"],
+    ids=["CFG-15-secret", "CFG-15-accepts", "CFG-15-refuse"],
+)
+async def test_a_misspelt_setting_does_not_leave_a_default_in_force(
+    tmp_path: Path, name: str
+) -> None:
+    status, printed = authws(tmp_path, "serve", **{name: STRONG})
+    assert status != 0
+    assert name in printed
+    assert STRONG not in printed
+    assert "Traceback" not in printed
 
 
 # ------------------------------------------------------------ one secret per purpose

@@ -7,6 +7,7 @@ from authws.decisions.origins import (
     Origin,
     OriginPolicy,
     check_fetch_site,
+    is_loopback,
 )
 from authws.exceptions import ConfigurationError, ForbiddenOriginError
 
@@ -254,6 +255,43 @@ def test_own_name_is_allowed(host: str) -> None:
 )
 def test_other_name_is_not_allowed(headers: list[str]) -> None:
     assert not HOSTS.allows(headers)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_trustworthy"),
+    [
+        ("https://app.example.com", True),
+        ("http://app.example.com", False),
+        ("http://127.evil.example", False),
+        ("http://localhost:8000", True),
+        ("http://[::1]:8000", True),
+    ],
+)
+def test_origin_is_trustworthy_by_tls_or_on_this_machine(
+    text: str, is_trustworthy: bool
+) -> None:
+    assert Origin.parse(text).is_trustworthy is is_trustworthy
+
+
+@pytest.mark.parametrize(
+    ("host", "is_one"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("LocalHost", True),
+        ("127.evil.example", False),
+        ("127.1", False),
+        ("localhost.evil.example", False),
+        ("0.0.0.0", False),  # noqa: S104 - looked at, not bound
+        ("::", False),
+        ("192.168.1.7", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_an_address_or_one_name(host: str, is_one: bool) -> None:
+    assert is_loopback(host) is is_one
 
 
 @pytest.mark.parametrize(
