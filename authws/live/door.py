@@ -156,6 +156,7 @@ class Door:
         finally:
             self.strangers.leave(visit.address)
         connection = await self._admit(strategy, handshake, principal, style)
+        handshake.forget_request()
         connection.over = visit.be_over
         connection.start(pump=style.pump)
         if style.announce or strategy.name == "first_message":

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from authws.clock import Clock
 from authws.decisions.passwords import PasswordError
@@ -26,7 +27,7 @@ from authws.service.answers import (
     refusal,
     validation_refusal,
 )
-from authws.service.gate import Endpoint, Gate
+from authws.service.gate import Endpoint, Gate, WebSocketGate
 from authws.service.house import House
 from authws.service.routes import admin, auth, operations, pages
 from authws.service.settings import Settings
@@ -63,7 +64,7 @@ def create_app(
         finally:
             await house.stop()
 
-    app = FastAPI(
+    app = _Service(
         title="authws",
         description=DESCRIPTION,
         version=_version(),
@@ -81,12 +82,26 @@ def create_app(
     add_error_handlers(app)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(
-        Gate,
+    app.add_middleware(Gate, http=house.gate)
+    app.websockets = WebSocketGate(
+        super(_Service, app).__call__,
         http=house.gate,
         endpoints=websocket_endpoints(house),
     )
     return app
+
+
+class _Service(FastAPI):
+    """FastAPI for HTTP; WebSockets are not kept waiting for it."""
+
+    websockets: WebSocketGate
+
+    def __call__(
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> Coroutine[Any, Any, None]:
+        if scope["type"] == "websocket":
+            return self.websockets(scope, receive, send)
+        return super().__call__(scope, receive, send)
 
 
 def websocket_endpoints(house: House) -> dict[str, Endpoint]:

@@ -1,9 +1,8 @@
 """What every request meets before any route: host, size, headers.
 
-In the service ``Gate`` stands before all there is. Plain ASGI, since Starlette's
-``BaseHTTPMiddleware`` does not see a WebSocket; the service's own WebSocket endpoints
-are answered here, before FastAPI's router. In somebody else's app ``HttpGate`` stands
-before our routes alone.
+In the service ``Gate`` stands before all that is HTTP, and ``WebSocketGate`` holds its
+WebSocket endpoints. Plain ASGI, since Starlette's ``BaseHTTPMiddleware`` does not see a
+WebSocket. In somebody else's app ``HttpGate`` stands before our routes alone.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from authws.decisions.redaction import log_failure
 from authws.live.security_log import SecurityLog
 from authws.strategies.handshake import Handshake
 
-__all__ = ["Endpoint", "Gate", "HttpGate"]
+__all__ = ["Endpoint", "Gate", "HttpGate", "WebSocketGate"]
 
 MAX_BODY_BYTES = 65_536
 
@@ -145,37 +144,43 @@ class HttpGate:
 
 
 class Gate:
-    """ASGI middleware: the outermost of ours."""
+    """ASGI middleware: the outermost of ours, for HTTP."""
+
+    def __init__(self, app: ASGIApp, *, http: HttpGate) -> None:
+        self._app = app
+        self._gate = http
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._gate.pass_on(self._app, scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+class WebSocketGate:
+    """The service's WebSocket endpoints, before any middleware and any router: those
+    cost more than the whole handshake does, and 12 kB of each open socket."""
 
     def __init__(
         self, app: ASGIApp, *, http: HttpGate, endpoints: Mapping[str, Endpoint]
     ) -> None:
-        """``endpoints`` by path."""
+        """``endpoints`` by path; everything else is for ``app``."""
         self._app = app
         self._gate = http
         self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await self._websocket(scope, receive, send)
-        elif scope["type"] == "http":
-            await self._gate.pass_on(self._app, scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         barrier = self._gate.barrier(scope)
         endpoint = self._endpoints.get(scope["path"])
-        if barrier is None and endpoint is None:
-            await self._app(scope, receive, send)
-            return
-        await receive()  # websocket.connect
-        handshake = Handshake(scope, receive, send)
         if barrier is not None:
+            await receive()  # websocket.connect
             self._gate.note(scope, barrier.slug, barrier.detail)
-            await handshake.deny(barrier.status, barrier.slug)
+            await Handshake(scope, receive, send).deny(barrier.status, barrier.slug)
         elif endpoint is not None:
-            await endpoint(handshake)
+            await receive()
+            await endpoint(Handshake(scope, receive, send, owns_scope=True))
+        else:
+            await self._app(scope, receive, send)
 
 
 class _BodyTooLargeError(Exception):

@@ -76,6 +76,10 @@ class Credentials:
         is_tls = self._scheme in {"https", "wss"}
         return Origin("https" if is_tls else "http", host, port)
 
+    def forget(self) -> None:
+        """Keep the address alone."""
+        self._headers, self.query_string = [], b""
+
     def header(self, name: bytes) -> list[str]:
         """Every value of a header, in order; ``name`` in lower case."""
         return [value.decode("latin-1") for key, value in self._headers if key == name]
@@ -96,6 +100,7 @@ class Handshake:
     """The opening and closing of one WebSocket, each done at most once."""
 
     __slots__ = (
+        "_owns_scope",
         "_receive",
         "_scope",
         "_send",
@@ -108,8 +113,12 @@ class Handshake:
         "wire",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, owns_scope: bool = False
+    ) -> None:
+        """``owns_scope``: nobody else will read it."""
         self._scope = scope
+        self._owns_scope = owns_scope
         self._receive = receive
         self._send = send
         self.credentials = Credentials(scope)
@@ -136,6 +145,12 @@ class Handshake:
             {"type": "websocket.accept", "subprotocol": chosen, "headers": []}
         )
         self.accepted = True
+
+    def forget_request(self) -> None:
+        """Let go of the head, and of the credential in it: the peer is known now."""
+        self.credentials.forget()
+        if self._owns_scope:
+            self._scope.clear()
 
     def limit_messages(self, max_bytes: int | None) -> None:
         """Bound what the peer may send, in bytes per message; None for the usual.
