@@ -6,11 +6,12 @@ itself, so nothing a peer sends can forge a line (CWE-117).
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+
+import msgspec
 
 from authws.clock import Clock
 
@@ -66,13 +67,8 @@ class SecurityLog:
             "limit": limit,
             **more,
         }
-        self._logger.info(
-            "%s",
-            json.dumps(
-                {key: _clean(value) for key, value in fields.items() if value},
-                ensure_ascii=False,
-            ),
-        )
+        said = {key: _clean(value) for key, value in fields.items() if value}
+        self._logger.info("%s", msgspec.json.encode(said).decode())
 
     def count(self, event: str, *, reason: str = "", limit: str = "") -> None:
         """Count an event without a line: a peer may bring about many of its kind."""
@@ -82,6 +78,8 @@ class SecurityLog:
 
 def _clean(value: str) -> str:
     short = value[:MAX_VALUE_LENGTH]
+    if short.isascii():  # JSON escapes what is not printable in ASCII
+        return short
     # surrogates cannot be encoded by a handler's stream
     short = short.encode("utf-8", "backslashreplace").decode()
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", short)

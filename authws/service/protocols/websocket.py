@@ -377,7 +377,6 @@ class WebSocketProtocol(asyncio.Protocol):
             chosen = event["subprotocol"].encode("ascii")
             headers.append((b"Sec-WebSocket-Protocol", chosen))
         answer = switching_protocols(self._accepts, headers)
-        self._log("[accepted]")
         self._stage = Stage.OPEN
         self.transport.write(answer)
         self._schedule_ping()
@@ -397,7 +396,6 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _respond(self, response: HttpResponse) -> None:
         """Answer the handshake with an HTTP response, whose end is the connection's."""
-        self._log(str(response.status))
         self._finish(response.serialize(self._headers), WireCode.ABNORMAL_CLOSURE)
 
     def _send_message(self, event: Event) -> None:
