@@ -186,10 +186,11 @@ class TokenVerifier:
         kind: what the token is for; it decides which claims are demanded.
         leeway: seconds by which the issuer's clock may differ, at most 60.
         max_lifetime: the longest ``exp - iat`` that is believed, in seconds.
-        types: the accepted ``typ`` values, compared exactly; by default the one of
-            the kind. An empty string among them admits a token without ``typ``.
-        require_session: demand ``sid`` and ``jti``, as our own tokens carry them.
-            False is for a foreign issuer, and also admits ``aud`` as a list of one.
+        types: the accepted ``typ`` values; by default the one of the kind. An empty
+            string among them admits a token without ``typ``.
+        require_session: demand ``sid`` and ``jti``, and ``typ`` to the letter, as our
+            own tokens carry them. False is for a foreign issuer: it also admits
+            ``aud`` as a list of one, and ``typ`` in any spelling of its media type.
 
     Raises:
         ConfigurationError: a limit is out of bounds.
@@ -219,8 +220,9 @@ class TokenVerifier:
         self._kind: TokenKind = kind
         self._leeway = leeway
         self._max_lifetime = max_lifetime
-        self._types = frozenset([TYPES[kind]] if types is None else types)
         self._foreign = not require_session
+        accepted = [TYPES[kind]] if types is None else types
+        self._types = frozenset(map(self._spelling, accepted))
 
     def verify(self, token: str, *, now: float) -> Claims:
         """Return what the token says.
@@ -255,7 +257,7 @@ class TokenVerifier:
         if not header.keys() <= (FOREIGN_HEADER if self._foreign else OWN_HEADER):
             raise InvalidTokenError("token header has a member that is not allowed")
         typ = header.get("typ", "")
-        if not isinstance(typ, str) or typ not in self._types:
+        if not isinstance(typ, str) or self._spelling(typ) not in self._types:
             raise InvalidTokenError("token is of another type")
         kid = _text(header, "kid", MAX_KID)
         key = self._keys(kid)
@@ -264,6 +266,16 @@ class TokenVerifier:
         if header.get("alg") != key.algorithm:
             raise InvalidTokenError("token algorithm is not the key's")
         return key
+
+    def _spelling(self, typ: str) -> str:
+        """Give a ``typ`` the one spelling it is compared in; ours has only one."""
+        if not self._foreign or not typ.isascii():
+            return typ
+        # RFC 7515, 4.1.9: a media type, in any case, whose "application/" may be left
+        # out where no other slash is in it (RFC 9068, 4 names both for at+jwt)
+        top, _, rest = typ.lower().partition("/")
+        bare = top == "application" and rest and "/" not in rest
+        return rest if bare else typ.lower()
 
     def _read(self, claims: dict[str, Any]) -> Claims:
         """Check every claim but time against time, and give them their types."""

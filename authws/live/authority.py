@@ -176,7 +176,9 @@ class HouseAuthority:
         tickets: UsedTickets,
         clock: Clock,
         foreign: ForeignTokens | None = None,
+        check_place: Callable[[Principal], None] = lambda principal: None,
     ) -> None:
+        """``check_place`` refuses whoever could not open another connection now."""
         self._access = access
         self._ticket = ticket
         self._cookies = cookies
@@ -184,6 +186,7 @@ class HouseAuthority:
         self._tickets = tickets
         self._clock = clock
         self._foreign = foreign
+        self._check_place = check_place
 
     async def by_token(
         self,
@@ -192,16 +195,18 @@ class HouseAuthority:
         strategy: str,
         accepts: Accepts = "any",
         cookies_beside: Sequence[str] = (),
+        opening: bool = False,
     ) -> Principal:
         claims, own = await self._claims(token, accepts)
         await self._check_cookies(cookies_beside, claims, own)
         if not own:
             return _foreign_principal(claims, strategy)
         principal = await self._believe(claims, strategy)
-        if claims.kind == "ticket" and not await self._tickets.redeem(
-            claims.token_id, claims.expires_at
-        ):
-            raise UsedTicketError("the ticket was used before")
+        if claims.kind == "ticket":
+            if opening:  # not used up in vain: whoever is full may try it again
+                self._check_place(principal)
+            if not await self._tickets.redeem(claims.token_id, claims.expires_at):
+                raise UsedTicketError("the ticket was used before")
         return principal
 
     async def by_cookie(self, value: str) -> Principal:

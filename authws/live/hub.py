@@ -91,13 +91,10 @@ class Hub:
             TooManyConnectionsError: its user has as many as one user may have.
         """
         principal = connection.principal
+        self.check_place(principal)
         of_user = self._by_user[_user(principal)]
         limit = self._max_connections_per_user
         while len(of_user) >= limit > 0:
-            if self._when_full == "reject_new":
-                raise TooManyConnectionsError(
-                    f"{limit} connections are open", Limit.CONNECTIONS_PER_USER
-                )
             oldest = of_user.pop(next(iter(of_user)))
             oldest.end(
                 close_codes.TOO_MANY_CONNECTIONS, limit=Limit.CONNECTIONS_PER_USER
@@ -107,6 +104,20 @@ class Hub:
         if principal.session and not principal.issuer:
             self._by_session[principal.session][connection.id] = connection
         connection.renewed = self._drop_forbidden_rooms
+
+    def check_place(self, principal: Principal) -> None:
+        """Refuse a user for whom ``admit`` would have no place.
+
+        Raises:
+            TooManyConnectionsError: they have as many as one user may have.
+        """
+        if self._when_full != "reject_new":
+            return
+        limit = self._max_connections_per_user
+        if len(self._by_user.get(_user(principal), ())) >= limit > 0:
+            raise TooManyConnectionsError(
+                f"{limit} connections are open", Limit.CONNECTIONS_PER_USER
+            )
 
     async def release(self, connection: Connection) -> None:
         """Forget a connection; whoever shares a room with it is told."""

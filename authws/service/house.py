@@ -171,6 +171,7 @@ class House:
             tickets=self.tickets,
             clock=self.clock,
             foreign=self._foreign(),
+            check_place=self.hub.check_place,
         )
         self.door = Door(
             self.hub,

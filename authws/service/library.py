@@ -162,7 +162,9 @@ class AuthWS:
         app.state.authws = self._house
         add_error_handlers(app)
         app.add_exception_handler(NotAdmittedError, _quiet)
-        app.add_exception_handler(WebSocketDisconnect, _quiet)
+        # no error of ours: an app that has an answer to it keeps that
+        if WebSocketDisconnect not in app.exception_handlers:
+            app.add_exception_handler(WebSocketDisconnect, _quiet)
         if self._login:
             app.include_router(auth.router)
 

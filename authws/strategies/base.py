@@ -28,8 +28,12 @@ class Authority(Protocol):
         strategy: str,
         accepts: Accepts = "any",
         cookies_beside: Sequence[str] = (),
+        opening: bool = False,
     ) -> Principal:
         """Verify an access token or redeem a ticket.
+
+        With ``opening`` it is to open a WebSocket: a ticket is not redeemed for a user
+        who may have no more of them.
 
         No session cookie that came along may be of a live session of another user.
         """

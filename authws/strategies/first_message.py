@@ -58,7 +58,7 @@ class FirstMessage(Strategy):
                 await handshake.send(messages.auth_required(self._timeout))
                 token = self._read(await handshake.receive(), handshake)
                 return await self._authority.by_token(
-                    token, strategy=self.name, cookies_beside=cookies
+                    token, strategy=self.name, cookies_beside=cookies, opening=True
                 )
         except TimeoutError:
             raise AuthTimeoutError(f"no auth within {self._timeout} s") from None

@@ -10,7 +10,7 @@ from authws.decisions import carriers
 from authws.decisions.origins import OriginPolicy
 from authws.principal import Principal
 from authws.strategies.base import Accepts, Authority, Strategy
-from authws.strategies.handshake import Credentials
+from authws.strategies.handshake import Credentials, Handshake
 
 __all__ = ["QueryParam"]
 
@@ -31,7 +31,13 @@ class QueryParam(Strategy):
         super().__init__(authority, origins, cookie_name=cookie_name)
         self._accepts: Accepts = accepts
 
+    async def authenticate(self, handshake: Handshake) -> Principal:
+        return await self._verify(handshake.credentials, opening=True)
+
     async def identify(self, credentials: Credentials) -> Principal:
+        return await self._verify(credentials, opening=False)
+
+    async def _verify(self, credentials: Credentials, *, opening: bool) -> Principal:
         self._refuse_other_carriers(credentials, "authorization")
         token = carriers.one_token(
             carriers.query_values(credentials.query_string, carriers.TOKEN_PARAMETER)
@@ -41,4 +47,5 @@ class QueryParam(Strategy):
             strategy=self.name,
             accepts=self._accepts,
             cookies_beside=self.cookies(credentials),
+            opening=opening,
         )

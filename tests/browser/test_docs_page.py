@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.running import Service, running
+from tests.running import PASSWORD, Service, running
 
 
 @pytest.fixture
@@ -55,6 +55,30 @@ async def test_pasted_access_token_authorizes_the_requests_of_the_page(
         url for url in asked if not url.startswith((f"{service.origin}/", "data:"))
     ]
     assert not elsewhere
+
+
+async def test_the_cookie_of_a_login_on_the_page_authorizes_its_requests(
+    service: Service, page: Page
+) -> None:
+    await service.add_user("alice")
+    await page.goto(f"{service.origin}/docs")
+    await page.click("button.authorize")
+    await expect(page.locator(".dialog-ux input")).to_have_count(1)  # no cookie's
+    await page.click(".dialog-ux button.btn-done")
+    logged_in = await page.evaluate(
+        """login => fetch("auth/session", {
+            method: "POST",
+            headers: {"content-type": "application/json"},
+            body: JSON.stringify(login),
+        }).then(answer => answer.status)""",
+        {"username": "alice", "password": PASSWORD},
+    )
+    assert logged_in == 200
+    me = page.locator(".opblock", has=page.locator("[data-path='/auth/me']"))
+    await me.locator(".opblock-summary-control").click()
+    await me.locator("button.execute").click()
+    response = me.locator(".live-responses-table").first
+    await expect(response.locator(".response-col_status").last).to_contain_text("200")
 
 
 async def test_token_does_not_outlive_the_page(service: Service, page: Page) -> None:

@@ -193,6 +193,16 @@ async def test_a_token_is_a_bearer_token_of_the_rest_api(service: Service) -> No
     assert me.json()["subject"] == "dora"
 
 
+@on_one_loop
+@pytest.mark.parametrize("path", TOKEN_PATHS)
+@pytest.mark.parametrize("typ", ["AT+JWT", "application/at+jwt"])
+async def test_its_type_counts_however_it_is_spelled(
+    service: Service, typ: str, path: str
+) -> None:
+    async with enter(service, path, token(service, EDDSA, header={"typ": typ})):
+        pass
+
+
 def spoil(**claims: Any) -> dict[str, Any]:
     return claims
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import httpx
 import pytest
 import websockets
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Request, WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed
 
 from authws import AuthWS, ConfigurationError, Connection, Principal
@@ -275,6 +275,17 @@ async def test_the_errors_of_the_host_app_stay_its_own(app: App) -> None:
                 assert told.headers.keys() == untold.headers.keys()
         wrong_method = await http.delete("/own/teapot")
     assert wrong_method.json() == {"detail": "Method Not Allowed"}
+
+
+def test_an_answer_that_the_host_app_has_already_is_kept(tmp_path: Path) -> None:
+    async def own(_: Any, __: Exception) -> None: ...
+
+    app = FastAPI()
+    app.add_exception_handler(WebSocketDisconnect, own)
+    app.add_exception_handler(HTTPException, own)
+    before = dict(app.exception_handlers)
+    AuthWS(data_dir=tmp_path / "data").install(app)
+    assert before.items() <= app.exception_handlers.items()
 
 
 async def test_the_login_routes_of_an_app_answer_as_those_of_the_service(

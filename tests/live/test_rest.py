@@ -889,12 +889,14 @@ async def test_openapi_is_served_and_holds_the_contract(
 
 
 @on_one_loop
-async def test_openapi_has_the_bearer_scheme_where_it_applies(
+async def test_openapi_has_each_scheme_where_it_applies(
     document: dict[str, Any],
 ) -> None:
-    (name, scheme), *_ = document["components"]["securitySchemes"].items()
+    (name, scheme), (cookie, _) = document["components"]["securitySchemes"].items()
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     assert scheme["description"]
+    by_token = {("post", "/auth/logout")}
+    by_cookie = {("delete", "/auth/session")}
     protected = {
         (
             method.lower(),
@@ -904,8 +906,13 @@ async def test_openapi_has_the_bearer_scheme_where_it_applies(
     }
     for method, path, operation in operations(document):
         with of(method, path):
-            wanted: Any = [{name: []}] if (method, path) in protected else None
-            assert operation.get("security") == wanted
+            call = (method, path)
+            wanted: list[dict[str, list[str]]] = []
+            if call in protected - by_cookie:
+                wanted.append({name: []})
+            if call in (protected | by_cookie) - by_token:
+                wanted.append({cookie: []})
+            assert operation.get("security", []) == wanted
 
 
 @on_one_loop

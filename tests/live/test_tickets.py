@@ -105,6 +105,46 @@ async def test_a_ticket_renews_once_as_well(tmp_path: Path) -> None:
             assert (await hear(first))["type"] == "pong"
 
 
+@pytest.mark.parametrize("refuse", ["after_accept", "before_accept"])
+@pytest.mark.parametrize("path", ["/ws/query-param", "/ws/first-message"])
+async def test_a_ticket_that_finds_no_place_is_not_used_up(
+    tmp_path: Path, path: str, refuse: str
+) -> None:
+    settings = {"max_connections_per_user": 1, "refuse": refuse}
+    async with running(tmp_path, **settings) as service:
+        await service.add_user("alice")
+        one = await grant(service, "query-param")
+        ticket = one.ticket()
+        is_told = refuse == "after_accept" or path == "/ws/first-message"
+        full = (1008, "too_many_connections") if is_told else REFUSED_BEFORE
+        async with enter(service, path, one) as first:
+            for _ in range(2):
+                assert await present(service, path, ticket) == full
+            # a renewal opens nothing: there is a place for it
+            await say(first, type="auth", token=one.ticket())
+            assert (await hear(first))["type"] == "auth_ok"
+        await until(lambda: not service.house.hub.connections)
+        async with enter(service, path, ticket):
+            pass
+        await until(lambda: not service.house.hub.connections)
+        used = USED if is_told else REFUSED_BEFORE
+        assert await present(service, path, ticket) == used
+
+
+async def test_a_users_last_place_is_given_to_one_ticket_of_many(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, max_connections_per_user=1) as service:
+        await service.add_user("alice")
+        one = await grant(service, "query-param")
+        peers = [
+            await service.open(f"/ws/query-param?token={one.ticket()}") for _ in "123"
+        ]
+        assert len(service.house.hub.connections) == 1
+        for peer in peers:
+            await peer.close()
+
+
 @pytest.mark.parametrize("end", ["logout", "expiry"])
 async def test_a_connection_by_ticket_ends_with_the_session_that_drew_it(
     tmp_path: Path, end: str

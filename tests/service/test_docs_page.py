@@ -70,11 +70,35 @@ async def test_pages_can_be_switched_off(tmp_path: Path) -> None:
             assert (await http.get(path)).status_code == 404, path
 
 
-async def test_openapi_offers_a_bearer_token(service: Service) -> None:
+async def test_openapi_offers_a_bearer_token_and_the_session_cookie(
+    service: Service,
+) -> None:
     async with service.http() as http:
         document = (await http.get("/openapi.json")).json()
     schemes = document["components"]["securitySchemes"]
-    assert [(s["type"], s["scheme"]) for s in schemes.values()] == [("http", "bearer")]
+    assert [(s["type"], s.get("scheme"), s.get("in")) for s in schemes.values()] == [
+        ("http", "bearer", None),
+        ("apiKey", None, "cookie"),
+    ]
     assert document["paths"]["/auth/me"]["get"]["security"] == [
         {name: []} for name in schemes
     ]
+    (_, cookie) = schemes.values()
+    assert cookie["name"] == "__Host-authws"
+    assert "`authws`" in cookie["description"]
+
+
+async def test_openapi_says_which_answers_set_the_cookie(service: Service) -> None:
+    async with service.http() as http:
+        paths = (await http.get("/openapi.json")).json()["paths"]
+    setting = {
+        (method, path, status)
+        for path, methods in paths.items()
+        for method, call in methods.items()
+        for status, answer in call["responses"].items()
+        if "Set-Cookie" in answer.get("headers", {})
+    }
+    assert setting == {
+        ("post", "/auth/session", "200"),
+        ("delete", "/auth/session", "204"),
+    }

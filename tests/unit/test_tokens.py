@@ -449,6 +449,7 @@ def test_header_member_off_the_list_is_refused(members: dict[str, Any]) -> None:
         pytest.param("JWT", id="TOK-31 JWT"),
         pytest.param("ticket+jwt", id="TOK-30 ticket"),
         pytest.param("AT+JWT", id="TOK-31 case"),
+        pytest.param("application/at+jwt", id="TOK-31 media type"),
         pytest.param("at+jwt ", id="TOK-31 space"),
         pytest.param("refresh+jwt", id="TOK-29"),
         pytest.param("", id="TOK-31 empty"),
@@ -745,6 +746,47 @@ def test_foreign_token_without_type_needs_leave() -> None:
     refused(token, FOREIGN)
     lenient = make_verifier(require_session=False, types=["", "JWT"])
     assert lenient.verify(token, now=NOW).subject == SUBJECT
+
+
+@pytest.mark.parametrize(
+    "typ",
+    ["AT+JWT", "At+Jwt", "application/at+jwt", "Application/AT+JWT", "jwt"],
+)
+def test_foreign_type_is_a_media_type_however_it_is_spelled(typ: str) -> None:
+    token = make_token(header={"typ": typ})
+    assert FOREIGN.verify(token, now=NOW).subject == SUBJECT
+    refused(token)
+    spelled = make_verifier(require_session=False, types=[typ])
+    assert spelled.verify(token, now=NOW).subject == SUBJECT
+
+
+@pytest.mark.parametrize(
+    "typ",
+    [
+        "application/",
+        "/",
+        "",
+        "at+jwt/",
+        "text/at+jwt",
+        "application/application/at+jwt",
+        "application/x/at+jwt",
+        "application/at+jwt; v=1",
+        " application/at+jwt",
+        "id+jwt",
+        "at+\u212aw\u0131t",
+        "ticket+jwt",
+    ],
+)
+def test_foreign_type_of_another_media_type_is_refused(typ: str) -> None:
+    for leave in (["JWT", "at+jwt"], ["application/AT+JWT"]):
+        verifier = make_verifier(require_session=False, types=leave)
+        assert "type" in str(refused(make_token(header={"typ": typ}), verifier))
+
+
+@pytest.mark.parametrize("typ", ["application/", "application", "/"])
+def test_leave_for_no_type_is_for_no_type(typ: str) -> None:
+    lenient = make_verifier(require_session=False, types=["", "JWT"])
+    refused(make_token(header={"typ": typ}), lenient)
 
 
 def test_foreign_key_may_be_rsa() -> None:

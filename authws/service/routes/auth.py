@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response, status
 
 from authws.decisions import carriers
+from authws.decisions.session_cookies import COOKIE_NAME, SECURE_COOKIE_NAME
 from authws.exceptions import (
     ExpiredSessionError,
     ExpiredTokenError,
@@ -20,6 +21,7 @@ from authws.service.house import House
 from authws.service.routes.identity import (
     ClientDependency,
     Documented,
+    DocumentedCookie,
     HouseDependency,
     PrincipalDependency,
     check_login_origin,
@@ -36,6 +38,7 @@ from authws.service.routes.schemas import (
     TicketResponse,
     TokenResponse,
     refusals,
+    sets_cookie,
 )
 from authws.strategies.handshake import Credentials
 
@@ -93,55 +96,6 @@ async def refresh(
 
 
 @router.post(
-    "/session",
-    response_model=Me,
-    responses=refusals(*LOGIN_SLUGS, "auth_malformed"),
-    dependencies=[Depends(check_login_origin), Depends(require_json)],
-)
-async def open_session(
-    body: Login,
-    request: Request,
-    response: Response,
-    house: HouseDependency,
-    client: ClientDependency,
-) -> Me:
-    """Log in with a session cookie; its id is new at every login.
-
-    The session that the browser held before, whoever planted it there, is ended.
-    """
-    cookies = house.session_cookie.cookies(Credentials(request.scope))
-    password = body.password.get_secret_value()
-    value = await house.accounts.open_session(body.username, password, client)
-    await _end_held(house, cookies, "replaced")  # session fixation (ASVS 7.2.4)
-    response.set_cookie(house.cookie_name, value, **_cookie_attributes(house))
-    principal = await house.authority.by_cookie(value)
-    return _me(
-        principal.subject, principal.scopes, principal.session, principal.expires_at
-    )
-
-
-@router.delete(
-    "/session",
-    status_code=204,
-    responses=refusals("auth_malformed", "origin_forbidden", "unavailable"),
-)
-async def close_session(request: Request, house: HouseDependency) -> Response:
-    """Log out of the cookie's session; doing so twice is no error.
-
-    Of every session, if there are several cookies; and whatever other credential the
-    request carries: 204 says that none of them opens anything any more.
-    """
-    credentials = Credentials(request.scope)
-    house.session_cookie.check_origin(credentials)
-    await _end_held(house, house.session_cookie.cookies(credentials), "logout")
-    response = Response(status_code=204)
-    if house.owns_origin:  # it clears every cookie of the host, ours or not
-        response.headers["clear-site-data"] = '"cookies"'
-    response.delete_cookie(house.cookie_name, **_cookie_attributes(house))
-    return response
-
-
-@router.post(
     "/logout",
     status_code=204,
     responses=refusals(
@@ -170,6 +124,71 @@ async def logout(request: Request, house: HouseDependency, _: Documented) -> Res
         _own(principal.issuer, principal.subject)
         await house.accounts.end_session(principal.session, "logout", principal.subject)
     return Response(status_code=204)
+
+
+@router.post(
+    "/session",
+    response_model=Me,
+    responses={
+        **sets_cookie(
+            200,
+            f"`{SECURE_COOKIE_NAME}=…; HttpOnly; Path=/; SameSite=Strict; Secure`; "
+            f"`{COOKIE_NAME}=…` without `Secure` on a loopback http origin",
+        ),
+        **refusals(*LOGIN_SLUGS, "auth_malformed"),
+    },
+    dependencies=[Depends(check_login_origin), Depends(require_json)],
+)
+async def open_session(
+    body: Login,
+    request: Request,
+    response: Response,
+    house: HouseDependency,
+    client: ClientDependency,
+) -> Me:
+    """Log in with a session cookie; its id is new at every login.
+
+    The session that the browser held before, whoever planted it there, is ended.
+    """
+    cookies = house.session_cookie.cookies(Credentials(request.scope))
+    password = body.password.get_secret_value()
+    value = await house.accounts.open_session(body.username, password, client)
+    await _end_held(house, cookies, "replaced")  # session fixation (ASVS 7.2.4)
+    response.set_cookie(house.cookie_name, value, **_cookie_attributes(house))
+    principal = await house.authority.by_cookie(value)
+    return _me(
+        principal.subject, principal.scopes, principal.session, principal.expires_at
+    )
+
+
+@router.delete(
+    "/session",
+    status_code=204,
+    responses={
+        **sets_cookie(
+            204,
+            "the cookie of that name, empty, with `Max-Age=0`",
+            **{"Clear-Site-Data": '`"cookies"`, where the whole origin is authws\'s'},
+        ),
+        **refusals("auth_malformed", "origin_forbidden", "unavailable"),
+    },
+)
+async def close_session(
+    request: Request, house: HouseDependency, _: DocumentedCookie
+) -> Response:
+    """Log out of the cookie's session; doing so twice is no error.
+
+    Of every session, if there are several cookies; and whatever other credential the
+    request carries: 204 says that none of them opens anything any more.
+    """
+    credentials = Credentials(request.scope)
+    house.session_cookie.check_origin(credentials)
+    await _end_held(house, house.session_cookie.cookies(credentials), "logout")
+    response = Response(status_code=204)
+    if house.owns_origin:  # it clears every cookie of the host, ours or not
+        response.headers["clear-site-data"] = '"cookies"'
+    response.delete_cookie(house.cookie_name, **_cookie_attributes(house))
+    return response
 
 
 @router.post(

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Annotated, cast
 
 from fastapi import Depends, HTTPException, Request
-from fastapi.security import HTTPBearer
+from fastapi.security import APIKeyCookie, HTTPBearer
 
 from authws.decisions import carriers
-from authws.exceptions import (
-    ForbiddenError,
-    MissingCredentialError,
-)
+from authws.decisions.session_cookies import COOKIE_NAME, SECURE_COOKIE_NAME
+from authws.exceptions import ForbiddenError, MissingCredentialError
 from authws.principal import Principal
 from authws.service.accounts import Client
 from authws.service.house import House
@@ -23,6 +21,7 @@ __all__ = [
     "BearerDependency",
     "ClientDependency",
     "Documented",
+    "DocumentedCookie",
     "HouseDependency",
     "PrincipalDependency",
     "check_login_origin",
@@ -36,8 +35,21 @@ bearer_scheme = HTTPBearer(
 )
 """For the documentation (its Authorize button); the strategies read the header."""
 
+cookie_scheme = APIKeyCookie(
+    name=SECURE_COOKIE_NAME,
+    scheme_name="SessionCookie",
+    auto_error=False,
+    description=(
+        "The cookie that `POST /auth/session` sets; a browser sends it by itself. On a "
+        f"loopback http origin its name is `{COOKIE_NAME}`. What changes something by "
+        "it needs an allowed `Origin`."
+    ),
+)
+
 Documented = Annotated[object, Depends(bearer_scheme)]
 """Shows a route's lock in the documentation."""
+DocumentedCookie = Annotated[object, Depends(cookie_scheme)]
+"""Shows there that the session cookie opens it, too."""
 
 
 def house(request: Request) -> House:
@@ -69,7 +81,7 @@ BearerDependency = Annotated[Principal, Depends(bearer)]
 
 
 async def principal(
-    request: Request, house: HouseDependency, _: Documented
+    request: Request, house: HouseDependency, _: Documented, __: DocumentedCookie
 ) -> Principal:
     """The principal of a bearer token or, without one, of the session cookie.
 

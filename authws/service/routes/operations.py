@@ -78,7 +78,7 @@ def _is_local(request: Request, house: House) -> bool:
 
 async def _require_admin(request: Request, house: House) -> None:
     try:
-        caller = await principal(request, house, None)
+        caller = await principal(request, house, None, None)
     except AuthError:
         raise ForbiddenError("metrics are not open to strangers") from None
     if not caller.has("admin"):

@@ -25,6 +25,7 @@ __all__ = [
     "TicketResponse",
     "TokenResponse",
     "refusals",
+    "sets_cookie",
 ]
 
 MAX_PASSWORD = 1024
@@ -87,6 +88,20 @@ CREDENTIAL_SLUGS = tuple(
     if status == 401 and slug != "credentials_invalid"
 )
 """What a bearer token or a session cookie is refused for."""
+
+
+def sets_cookie(status: int, what: str, **more: str) -> dict[int | str, dict[str, Any]]:
+    """Document an answer that sets the session cookie, and its other headers."""
+    headers = {"Set-Cookie": what, **more}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "headers": {
+                name: {"description": text, "schema": {"type": "string"}}
+                for name, text in headers.items()
+            },
+        }
+    }
 
 
 def refusals(*slugs: str) -> dict[int | str, dict[str, Any]]:
