@@ -310,7 +310,8 @@ class House:
             logger.warning("revocations could not be read: %s", error)
             return
         for revocation in found:
-            if revocation not in revoked.seen:
+            # rights again and again: a row that was being read may be kept only now
+            if revocation not in revoked.seen or revocation.kind == "scopes":
                 self.accounts.forget(revocation.kind, revocation.key, revocation.at)
         revoked.since = started - OVERLAP
         revoked.seen = frozenset(found)
