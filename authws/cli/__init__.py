@@ -19,7 +19,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="authws",
-    help="Authenticated WebSockets: a service, a library, an auditor.",
+    help="Authenticated WebSockets: a service and a library.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -53,7 +53,7 @@ Version = Annotated[
 
 @app.callback()
 def authws(version: Version = False) -> None:
-    """Authenticated WebSockets: a service, a library, an auditor."""
+    """Authenticated WebSockets: a service and a library."""
 
 
 def main() -> None:
