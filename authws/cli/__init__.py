@@ -69,6 +69,7 @@ def main() -> None:
 def _describe(error: ValidationError) -> str:
     """Name each setting that is wrong; its value may be a secret and stays out."""
     return "; ".join(
-        f"AUTHWS_{'_'.join(map(str, one['loc'][:1])).upper()}: {one['msg']}"
+        f"AUTHWS_{'_'.join(map(str, one['loc'][:1])).upper()}: "
+        + one["msg"].removeprefix("Value error, ")
         for one in error.errors(include_input=False, include_url=False)
     )

@@ -296,6 +296,7 @@ def test_a_setting_that_could_mean_nothing_is_refused(
         main()
     assert str(ended.value).startswith(f"authws: {name}: ")
     assert told in str(ended.value)
+    assert "Value error" not in str(ended.value)
 
 
 @pytest.mark.parametrize(
