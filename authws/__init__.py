@@ -1,4 +1,4 @@
-"""Authenticated WebSockets: a service, a library, an auditor."""
+"""Authenticated WebSockets: a service and a library."""
 
 from authws.exceptions import AuthError, ConfigurationError, ConnectionClosed
 from authws.live.connection import Connection

@@ -108,6 +108,27 @@ def read_until(server: subprocess.Popen[str], last: str) -> str:
     raise AssertionError(f"make run ended: {printed}")
 
 
+def test_the_apps_code_is_whole(tmp_path: Path) -> None:
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    (tmp_path / "app.py").write_text(code)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import app; print([getattr(r, 'path', '') for r in app.app.routes])",
+        ],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if not k.startswith("AUTHWS_")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'/ws'" in done.stdout
+
+
 def test_quick_start_is_two_commands_and_a_third_to_try() -> None:
     makes = [command for command in commands() if command.startswith("make ")]
     assert makes == ["make run", "make test", "make security"]

@@ -19,7 +19,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="authws",
-    help="Authenticated WebSockets: a service, a library, an auditor.",
+    help="Authenticated WebSockets: a service and a library.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -53,7 +53,7 @@ Version = Annotated[
 
 @app.callback()
 def authws(version: Version = False) -> None:
-    """Authenticated WebSockets: a service, a library, an auditor."""
+    """Authenticated WebSockets: a service and a library."""
 
 
 def main() -> None:
@@ -69,6 +69,7 @@ def main() -> None:
 def _describe(error: ValidationError) -> str:
     """Name each setting that is wrong; its value may be a secret and stays out."""
     return "; ".join(
-        f"AUTHWS_{'_'.join(map(str, one['loc'][:1])).upper()}: {one['msg']}"
+        f"AUTHWS_{'_'.join(map(str, one['loc'][:1])).upper()}: "
+        + one["msg"].removeprefix("Value error, ")
         for one in error.errors(include_input=False, include_url=False)
     )

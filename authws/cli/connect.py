@@ -62,8 +62,24 @@ Url = Annotated[
     str, typer.Argument(metavar="URL", help="The service, such as https://host:8000.")
 ]
 UserName = Annotated[str, typer.Option("--user", help="The user's name.")]
+
+
+def _strategy(name: str) -> Strategy:
+    """Take a strategy by either spelling: the URL's, or the one of code."""
+    try:
+        return Strategy(name.replace("_", "-"))
+    except ValueError:
+        raise typer.BadParameter(f"{name!r:.40} is none of {STRATEGIES}") from None
+
+
+STRATEGIES = ", ".join(Strategy)
 StrategyOption = Annotated[
-    Strategy, typer.Option(help="How the credential travels to the WebSocket.")
+    Strategy,
+    typer.Option(
+        parser=_strategy,
+        metavar="|".join(Strategy),
+        help="How the credential travels to the WebSocket.",
+    ),
 ]
 Room = Annotated[str, typer.Option(help="The room to join.")]
 Echo = Annotated[
@@ -96,13 +112,16 @@ def _note(line: str) -> None:
 def connect(
     url: Url,
     user: UserName,
-    strategy: StrategyOption,
+    strategy: StrategyOption = Strategy.FIRST_MESSAGE,
     room: Room = "lobby",
     echo: Echo = False,
     password_stdin: PasswordStdin = False,
     insecure: Insecure = False,
 ) -> None:
     """Log in, connect and talk: each line of standard input is a message.
+
+    What is said goes to standard output, what happens to the connection to standard
+    error.
 
     The password comes from AUTHWS_PASSWORD, from --password-stdin, or is asked for.
     Ctrl-C or the end of the input leaves.

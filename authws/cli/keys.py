@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from authws.cli.stores import require_secrets
 from authws.service.key_files import rotate_keys
 from authws.service.settings import Settings
 
@@ -20,7 +21,9 @@ def keys() -> None:
 @app.command()
 def rotate() -> None:
     """Add a new key. It signs from the next start on; two older ones still verify."""
-    kid = rotate_keys(Settings())
+    settings = Settings()
+    require_secrets(settings)
+    kid = rotate_keys(settings)
     typer.echo(
         f"added key {kid}; restart the service now: until then it does not know what "
         "`authws token issue` signs with it"

@@ -299,7 +299,7 @@ def _demo_lines(settings: Settings, password: str | None) -> list[str]:
     if password is None:
         who = [
             f"The user {DEMO_USER!r} exists; its password was shown when it was made.",
-            f"A new one: {command} user passwd {DEMO_USER}",
+            f"A new one, from this directory: {command} user passwd {DEMO_USER}",
         ]
     else:
         who = [

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from authws.cli.stores import opened, run
+from authws.cli.scopes import warn_of_doubts
+from authws.cli.stores import existing, opened, require_database, run
+from authws.decisions.passwords import MIN_ADMIN_PASSWORD_LENGTH
 from authws.service.settings import Settings
 
 __all__ = ["DEFAULT_SCOPES", "app", "read_password"]
@@ -47,6 +49,7 @@ def add(
             typer.echo(f"added {user.name} ({' '.join(sorted(user.scopes))})")
 
     run(work())
+    warn_of_doubts(scopes)
 
 
 @app.command("list")
@@ -54,7 +57,7 @@ def list_users() -> None:
     """List the users."""
 
     async def work() -> None:
-        async with opened(Settings()) as stores:
+        async with existing(Settings()) as stores:
             for user in await stores.users.list():
                 state = "disabled" if user.disabled else "enabled"
                 typer.echo(f"{user.name}\t{state}\t{' '.join(sorted(user.scopes))}")
@@ -63,11 +66,39 @@ def list_users() -> None:
 
 
 @app.command()
+def scopes(
+    name: Name,
+    scope: Annotated[
+        list[str],
+        typer.Option(
+            help="What the user may do from now on, and nothing else; may be given "
+            "several times."
+        ),
+    ],
+) -> None:
+    """Replace a user's scopes. Ends nothing: what is opened or renewed next knows."""
+
+    async def work() -> None:
+        async with existing(Settings()) as stores:
+            user = await stores.users.set_scopes(name, scope)
+        typer.echo(f"{user.name} may: {' '.join(sorted(user.scopes))}")
+
+    run(work())
+    warn_of_doubts(scope)
+    if "admin" in scope:
+        typer.echo(
+            f"authws: an administrator's password has {MIN_ADMIN_PASSWORD_LENGTH} "
+            f"characters at least; if this one has fewer: authws user passwd {name}",
+            err=True,
+        )
+
+
+@app.command()
 def disable(name: Name) -> None:
     """Refuse a user from now on, and end all that the user has open."""
 
     async def work() -> None:
-        async with opened(Settings()) as stores:
+        async with existing(Settings()) as stores:
             await stores.users.disable(name)
         typer.echo(f"disabled {name}; open connections end within seconds")
 
@@ -79,7 +110,7 @@ def enable(name: Name) -> None:
     """Let a user in again."""
 
     async def work() -> None:
-        async with opened(Settings()) as stores:
+        async with existing(Settings()) as stores:
             await stores.users.enable(name)
         typer.echo(f"enabled {name}")
 
@@ -89,10 +120,11 @@ def enable(name: Name) -> None:
 @app.command()
 def passwd(name: Name, password_stdin: PasswordStdin = False) -> None:
     """Set a user's password, and end all that was opened with the old one."""
+    require_database(Settings())  # before a password is asked for in vain
     password = read_password(password_stdin, confirm=True)
 
     async def work() -> None:
-        async with opened(Settings()) as stores:
+        async with existing(Settings()) as stores:
             await stores.users.set_password(name, password)
         typer.echo(f"changed the password of {name}; its sessions have ended")
 
@@ -104,7 +136,7 @@ def remove(name: Name) -> None:
     """Remove a user, and end all that the user has open."""
 
     async def work() -> None:
-        async with opened(Settings()) as stores:
+        async with existing(Settings()) as stores:
             await stores.users.remove(name)
         typer.echo(f"removed {name}")
 

@@ -281,7 +281,7 @@ class Accounts:
         return True
 
     def forget(self, kind: str, key: str, at: float) -> int:
-        """Act on what was revoked at ``at``, here or by another process.
+        """Act on what was revoked or changed at ``at``, here or by another process.
 
         Returns:
             how many open connections that ended.
@@ -290,6 +290,8 @@ class Accounts:
             self._records.evict(key)
             return self._hub.revoke_session(key, at)
         self._records.evict_subject(key)
+        if kind == "scopes":  # what is open keeps them until it is renewed
+            return 0
         return self._hub.revoke_subject(key, at)
 
     # ---------------------------------------------------------------------- internals

@@ -242,12 +242,14 @@ class House:
     def _foreign(self) -> RemoteTokens | None:
         settings = self.settings
         self._key_set: RemoteKeySet | None = None
-        if not settings.jwks_url:
+        issuer = (settings.jwks_url, settings.jwks_issuer, settings.jwks_audience)
+        if not any(issuer):
             return None
-        if not settings.jwks_issuer or not settings.jwks_audience:
+        if not all(issuer):
             raise ConfigurationError(
-                "AUTHWS_JWKS_URL needs AUTHWS_JWKS_ISSUER and AUTHWS_JWKS_AUDIENCE: "
-                "a key alone does not say whose tokens, for whom"
+                "AUTHWS_JWKS_URL, AUTHWS_JWKS_ISSUER and AUTHWS_JWKS_AUDIENCE go "
+                "together: a key alone does not say whose tokens, for whom; set all "
+                "three, or none"
             )
         self._key_set = RemoteKeySet(settings.jwks_url, clock=self.clock)
         verifier = TokenVerifier(
@@ -331,7 +333,8 @@ class House:
             logger.warning("revocations could not be read: %s", error)
             return
         for revocation in found:
-            if revocation not in revoked.seen:
+            # rights again and again: a row that was being read may be kept only now
+            if revocation not in revoked.seen or revocation.kind == "scopes":
                 self.accounts.forget(revocation.kind, revocation.key, revocation.at)
         revoked.since = started - OVERLAP
         revoked.seen = frozenset(found)

@@ -66,6 +66,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX,
         env_file=".env",
         env_file_encoding="utf-8",
+        env_ignore_empty=True,  # as Compose files and scripts leave a variable
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
@@ -93,8 +94,8 @@ class Settings(BaseSettings):
     issuer: str = "authws"
     audience: str = "authws"
     signing_algorithm: Literal["HS256", "EdDSA", "ES256"] = "HS256"
-    access_ttl: Annotated[float, Field(gt=0, le=86_400)] = 900
-    ticket_ttl: Annotated[float, Field(gt=0, le=30)] = 30
+    access_ttl: Annotated[float, Field(ge=1, le=86_400)] = 900
+    ticket_ttl: Annotated[float, Field(ge=1, le=30)] = 30
     refresh_ttl: Annotated[float, Field(gt=0)] = 43_200
     leeway: Annotated[float, Field(ge=0, le=60)] = 0
     jwks_url: str = ""
@@ -157,9 +158,14 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+        if not isinstance(value, str):
+            return value
+        parts = tuple(part.strip() for part in value.split(",") if part.strip())
+        if value and not parts:
+            raise ValueError(
+                "nothing stands between the commas; unset it, or list some"
+            )
+        return parts
 
     @property
     def is_tls(self) -> bool:

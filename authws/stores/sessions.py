@@ -43,12 +43,13 @@ __all__ = [
     "SessionRecord",
     "Sessions",
     "UserChangedError",
+    "announce_scopes",
     "revoke_sessions",
     "revoke_subject",
 ]
 
 SessionKind = Literal["token", "cookie"]
-RevocationKind = Literal["session", "subject"]
+RevocationKind = Literal["session", "subject", "scopes"]
 
 REVOCATION_SECONDS = 86_400.0
 """How long a subject's revocation is kept at least, its sessions being unknown."""
@@ -87,7 +88,8 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """The end of one session, or of all that a subject opened up to ``at``."""
+    """The end of one session, or of all that a subject opened up to ``at``; or, of the
+    kind ``scopes``, other rights, by which nothing ends."""
 
     kind: RevocationKind
     key: str
@@ -274,6 +276,14 @@ async def revoke_subject(
     expires_at = max(latest or 0.0, now + REVOCATION_SECONDS)
     await _announce(connection, "subject", subject, now, expires_at)
     return Revocation("subject", subject, now)
+
+
+async def announce_scopes(
+    connection: AsyncConnection, subject: str, now: float
+) -> None:
+    """Let all who keep a subject's rights read them again, in the caller's
+    transaction."""
+    await _announce(connection, "scopes", subject, now, now + REVOCATION_SECONDS)
 
 
 async def _hold_user(connection: AsyncConnection, name: str, as_of: float) -> None:

@@ -24,6 +24,7 @@ from authws.stores.schema import NAME_LENGTH, users
 from authws.stores.sessions import (
     Revocation,
     UserChangedError,
+    announce_scopes,
     revoke_sessions,
     revoke_subject,
 )
@@ -113,10 +114,7 @@ class Users:
             UserExistsError: the name is taken.
         """
         name = normalize_username(name)
-        granted = frozenset(scopes)
-        for scope in granted:
-            if not SCOPE.fullmatch(scope):
-                raise InvalidScopeError(scope)
+        granted = _checked(scopes)
         password_hash = await self._new_hash(name, password, granted)
         now = self._clock.now()
         row = {
@@ -154,6 +152,21 @@ class Users:
             UnknownUserError: there is no such user.
         """
         return await self._change(name, disabled_at=self._clock.now())
+
+    async def set_scopes(self, name: str, scopes: Iterable[str]) -> User:
+        """Replace what the user may do; nothing that is open ends by it.
+
+        Raises:
+            UnknownUserError: there is no such user.
+            InvalidScopeError: one of the scopes is none.
+        """
+        name = _known_form(name)
+        values: dict[str, object] = {"scopes": " ".join(sorted(_checked(scopes)))}
+        async with self._db.begin() as connection:
+            await _update(connection, name, self._clock.now(), values)
+            await announce_scopes(connection, name, self._clock.now())
+            found = await connection.execute(select(users).where(users.c.name == name))
+            return _user(found.one())
 
     async def enable(self, name: str) -> None:
         """Let the user in again; sessions that were ended stay so.
@@ -318,6 +331,14 @@ def normalize_username(name: str) -> str:
     if not NAME.fullmatch(normal):
         raise InvalidUsernameError(name)
     return normal
+
+
+def _checked(scopes: Iterable[str]) -> frozenset[str]:
+    granted = frozenset(scopes)
+    for scope in granted:
+        if not SCOPE.fullmatch(scope):
+            raise InvalidScopeError(scope)
+    return granted
 
 
 def _known_form(name: str) -> str:

@@ -15,13 +15,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import httpx
+import jwt
 import pytest
 from typer.testing import CliRunner, Result
 
-from authws.cli import app
+from authws.cli import app, main
 from authws.decisions.passwords import PasswordError
 from authws.exceptions import ConfigurationError
-from authws.stores.users import UnknownUserError, UserExistsError
+from authws.stores.users import InvalidScopeError, UnknownUserError, UserExistsError
 
 PASSWORD = "correct horse battery staple"
 PROXIED = {"AUTHWS_PUBLIC_ORIGIN": "https://chat.example.com"}
@@ -47,7 +48,9 @@ def add(name: str = "alice", *options: str, password: str = PASSWORD) -> Result:
 
 
 def test_user_is_added_listed_disabled_enabled_and_removed() -> None:
-    assert add().output == "added alice (join:* publish:*)\n"
+    added = add()
+    assert added.stdout == "added alice (join:* publish:*)\n"
+    assert added.stderr == f"authws: made the data directory {Path.cwd() / 'data'}\n"
     assert authws("user", "disable", "alice").exit_code == 0
     assert authws("user", "list").output == "alice\tdisabled\tjoin:* publish:*\n"
     assert authws("user", "enable", "alice").exit_code == 0
@@ -57,6 +60,7 @@ def test_user_is_added_listed_disabled_enabled_and_removed() -> None:
 
 
 def test_scopes_are_what_was_asked_for_and_no_more() -> None:
+    add()
     result = add("bob", "--scope", "join:lobby", "--scope", "publish:lobby")
     assert result.output == "added bob (join:lobby publish:lobby)\n"
 
@@ -164,6 +168,8 @@ def test_keys_in_the_environment_are_not_rotated_behind_its_back(
         ([], {"AUTHWS_DATABASE_URL": NO_DATABASE}, "AUTHWS_DATABASE_URL"),
         ([], {"AUTHWS_BROKER_URL": "redis://x"}, "memory://"),
         ([], {"AUTHWS_JWKS_URL": "https://a.example/jwks"}, "AUTHWS_JWKS_ISSUER"),
+        ([], {"AUTHWS_JWKS_ISSUER": "https://a.example"}, "AUTHWS_JWKS_URL"),
+        ([], {"AUTHWS_JWKS_AUDIENCE": "chat"}, "AUTHWS_JWKS_URL"),
         ([], {"AUTHWS_OUTBOX_BYTES": "262143"}, "4 times AUTHWS_MAX_MESSAGE_BYTES"),
         ([], {"AUTHWS_MAX_MESSAGE_BYTES": "0"}, "4 times AUTHWS_MAX_MESSAGE_BYTES"),
         ([], {"AUTHWS_MAX_MESSAGE_BYTES": "1023"}, "set it to 1024"),
@@ -266,6 +272,193 @@ def test_doctor_changes_nothing_of_what_is_there(data_dir: Path) -> None:
     assert "0 errors" in authws("doctor").output
     assert {file: file.read_bytes() for file in data_dir.glob("secrets*")} == before
     assert authws("user", "list").output == "alice\tenabled\tjoin:* publish:*\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("AUTHWS_SECRET_KEYS", ",", "nothing stands between the commas"),
+        ("AUTHWS_ALLOWED_ORIGINS", " , ", "nothing stands between the commas"),
+        ("AUTHWS_ACCESS_TTL", "0.5", "greater than or equal to 1"),
+        ("AUTHWS_TICKET_TTL", "0.5", "greater than or equal to 1"),
+    ],
+)
+def test_a_setting_that_could_mean_nothing_is_refused(
+    name: str,
+    value: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["authws", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert str(ended.value).startswith(f"authws: {name}: ")
+    assert told in str(ended.value)
+    assert "Value error" not in str(ended.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["TLS_CERT", "TLS_KEY", "DATA_DIR", "SECRET_KEYS", "PORT", "SECURITY_LOG"],
+)
+def test_an_empty_variable_counts_as_not_set(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"AUTHWS_{name}", "")
+    assert "0 errors" in authws("doctor").output
+
+
+def test_commands_that_expect_a_service_make_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in (
+        *((f"user {verb} alice") for verb in ("disable", "enable", "passwd", "remove")),
+        "user list",
+        "user scopes alice --scope admin",
+        "token issue alice",
+        "token inspect",
+        "keys rotate",
+    ):
+        refused = authws(*command.split(), stdin="e30.e30.e30")
+        assert isinstance(refused.exception, ConfigurationError), command
+        assert f"no data directory {tmp_path / 'data'}" in str(refused.exception)
+        assert "AUTHWS_DATA_DIR" in str(refused.exception)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("AUTHWS_DATABASE_URL", f"sqlite:///{tmp_path}/other.db")
+    refused = authws("user", "list")
+    assert isinstance(refused.exception, ConfigurationError)
+    assert "other.db" in str(refused.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_without_users_beside_other_files_is_not_made(
+    data_dir: Path,
+) -> None:
+    data_dir.mkdir(mode=0o700)
+    refused = authws("user", "list")
+    assert isinstance(refused.exception, ConfigurationError)
+    assert "authws user add NAME" in str(refused.exception)
+    assert list(data_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "life"),
+    [
+        ({}, (), 900),
+        ({"AUTHWS_ACCESS_TTL": "60"}, (), 60),
+        ({"AUTHWS_SESSION_ABSOLUTE_TTL": "30"}, (), 30),
+        ({"AUTHWS_SESSION_ABSOLUTE_TTL": "30"}, ("--ttl", "30"), 30),
+        ({}, ("--ttl", "7"), 7),
+    ],
+)
+def test_issued_token_lives_as_long_as_the_settings_say(
+    settings: dict[str, str],
+    options: tuple[str, ...],
+    life: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    add()
+    token = authws("token", "issue", "alice", *options).output.strip()
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert claims["exp"] - claims["iat"] == pytest.approx(life, abs=1)
+
+
+def test_no_token_is_issued_that_outlives_every_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AUTHWS_SESSION_ABSOLUTE_TTL", "60")
+    add()
+    refused = authws("token", "issue", "alice", "--ttl", "61")
+    assert isinstance(refused.exception, ConfigurationError)
+    assert "AUTHWS_SESSION_ABSOLUTE_TTL=60" in str(refused.exception)
+
+
+def test_a_disabled_user_is_told_from_an_unknown_one() -> None:
+    add()
+    authws("user", "disable", "alice")
+    refused = authws("token", "issue", "alice")
+    assert "authws user enable alice" in str(refused.exception)
+    assert isinstance(authws("token", "issue", "nobody").exception, UnknownUserError)
+
+
+@pytest.mark.parametrize(
+    ("ending", "verdict"),
+    [
+        (("user", "disable"), "revoked: its user is disabled or removed"),
+        (("user", "remove"), "revoked: its user is disabled or removed"),
+        (("user", "passwd", "--password-stdin"), "revoked: its session was ended"),
+    ],
+)
+def test_inspected_token_of_an_ended_session_does_not_hold(
+    ending: tuple[str, ...], verdict: str
+) -> None:
+    add()
+    token = authws("token", "issue", "alice").output.strip()
+    authws(*ending[:2], "alice", *ending[2:], stdin=f"{PASSWORD}, another")
+    inspected = authws("token", "inspect", stdin=token)
+    assert inspected.exit_code == 1
+    assert inspected.output.splitlines()[-1] == verdict
+
+
+def test_inspected_token_without_a_session_does_not_hold(data_dir: Path) -> None:
+    add()
+    token = authws("token", "issue", "alice").output.strip()
+    for file in data_dir.glob("authws.db*"):
+        file.unlink()
+    add()
+    inspected = authws("token", "inspect", stdin=token)
+    assert inspected.exit_code == 1
+    assert "invalid: the token names no session" in inspected.output
+
+
+@pytest.mark.parametrize(
+    ("scope", "meant"),
+    [
+        ("jion:lobby", "did you mean join:lobby?"),
+        ("Admin", "did you mean admin?"),
+        ("join", "did you mean join:*?"),
+        ("publish:", "did you mean publish:*?"),
+        (
+            "join:lobby,publish:lobby",
+            "did you mean --scope join:lobby --scope publish:lobby?",
+        ),
+        ("join:a*b", "it heeds admin"),
+        ("reports.read", "it heeds admin"),
+    ],
+)
+def test_a_scope_that_grants_nothing_here_is_warned_of(scope: str, meant: str) -> None:
+    """And granted: an app may demand scopes of its own."""
+    result = add("alice", "--scope", scope)
+    assert result.exit_code == 0
+    assert f"the scope {scope!r} grants nothing in the service itself" in result.stderr
+    assert meant in result.stderr
+    assert scope in authws("user", "list").output
+
+
+@pytest.mark.parametrize("scope", ["join:*", "publish:a.b-c:*", "join:lobby"])
+def test_a_scope_that_the_service_heeds_is_not_warned_of(scope: str) -> None:
+    add()
+    assert add("bob", "--scope", scope).stderr == ""
+
+
+def test_scopes_are_replaced() -> None:
+    add()
+    given = ("--scope", "join:lobby", "--scope", "jion:x")
+    result = authws("user", "scopes", "alice", *given)
+    assert result.stdout == "alice may: jion:x join:lobby\n"
+    assert "did you mean join:x?" in result.stderr
+    assert authws("user", "list").output == "alice\tenabled\tjion:x join:lobby\n"
+    assert (
+        "15 characters" in authws("user", "scopes", "alice", "--scope", "admin").stderr
+    )
+    nobody = authws("user", "scopes", "nobody", "--scope", "admin")
+    assert isinstance(nobody.exception, UnknownUserError)
+    none = authws("user", "scopes", "alice", "--scope", "a b")
+    assert isinstance(none.exception, InvalidScopeError)
 
 
 COMMANDS = (

@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import typer
+from typer.testing import CliRunner
 from websockets.asyncio.client import ClientConnection
 
-from authws.cli.connect import Lines, Talk, escape
+from authws.cli.connect import Lines, StrategyOption, Talk, escape
 from authws.client import Client, Strategy
 from tests.running import PASSWORD, STRATEGIES, Service, running
 
@@ -95,7 +97,7 @@ async def start(
         environment["AUTHWS_PASSWORD"] = password
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "authws", "connect", url or service.origin),
-        *("--user", user, "--strategy", strategy, *options),
+        *("--user", user, *(("--strategy", strategy) if strategy else ()), *options),
         env=environment,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -310,6 +312,34 @@ async def test_a_refused_origin_is_told_with_what_helps(
     assert "AUTHWS_PUBLIC_ORIGIN" in noted
     assert "AUTHWS_ALLOWED_ORIGINS" in noted
     assert "Run this command again" not in noted
+
+
+async def test_a_strategy_has_two_spellings_and_a_default() -> None:
+    chosen: list[Strategy] = []
+    command = typer.Typer(rich_markup_mode=None)
+
+    @command.command()
+    def choose(strategy: StrategyOption = Strategy.FIRST_MESSAGE) -> None:
+        chosen.append(strategy)
+
+    for given in ([], ["--strategy", "query_param"], ["--strategy", "session-cookie"]):
+        assert CliRunner().invoke(command, given).exit_code == 0
+    assert chosen == [
+        Strategy.FIRST_MESSAGE,
+        Strategy.QUERY_PARAM,
+        Strategy.SESSION_COOKIE,
+    ]
+    refused = CliRunner().invoke(command, ["--strategy", "carrier-pigeon"])
+    assert refused.exit_code == 2
+    assert "query-param, first-message, session-cookie" in refused.output
+
+
+async def test_strategy_need_not_be_named(service: Service) -> None:
+    terminal = await start(service, strategy="")
+    status, said, noted = await terminal.end("hello\n")
+    assert status == 0, noted
+    assert "alice: hello" in said
+    assert "by first-message" in noted
 
 
 async def test_token_is_renewed_before_it_ends(

@@ -202,6 +202,11 @@ EXPOSED: dict[str, dict[str, Any]] = {
     "CFG-06-key-only": {"host": "0.0.0.0", "tls_key": "key.pem"},  # noqa: S104
     "CFG-06-wildcard-host": {"allowed_hosts": "*"},
     "CFG-06-proxy-undeclared": {"trusted_proxies": "127.0.0.1"},
+    "CFG-06-proxy-everybody": {
+        "behind_proxy": True,
+        "trusted_proxies": "0.0.0.0/1,128.0.0.0/1",
+        "public_origin": "https://chat.example.com",
+    },
     "CFG-06-proxy-unnamed": {
         "behind_proxy": True,
         "public_origin": "https://chat.example.com",

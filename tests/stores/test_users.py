@@ -132,6 +132,34 @@ async def test_text_that_is_no_scope_is_refused(users: Users, scope: str) -> Non
         await users.add("alice", PASSWORD, [scope])
 
 
+async def test_scopes_are_replaced_announced_and_end_nothing(
+    users: Users, sessions: Sessions, clock: FakeClock
+) -> None:
+    before = await users.add("alice", PASSWORD, ["join:*"])
+    await open_sessions(sessions, "alice", "one")
+    clock.advance(1)
+    user = await users.set_scopes("ALICE", ["join:lobby", "publish:lobby"])
+    assert user.scopes == {"join:lobby", "publish:lobby"}
+    assert user.updated_at > before.updated_at
+    assert await users.get("alice") == user
+    record = await sessions.load("one")
+    assert record is not None
+    assert (record.revoked_at, record.user_scopes) == (None, user.scopes)
+    announced = await sessions.revocations_since(NOW)
+    assert announced == [Revocation("scopes", "alice", NOW + 1)]
+
+
+async def test_scopes_of_nobody_and_text_that_is_no_scope_are_refused(
+    users: Users, sessions: Sessions
+) -> None:
+    await users.add("alice", PASSWORD, ["join:*"])
+    with pytest.raises(UnknownUserError):
+        await users.set_scopes("nobody", ["join:*"])
+    with pytest.raises(InvalidScopeError):
+        await users.set_scopes("alice", ["join:*", "a b"])
+    assert await sessions.revocations_since(0) == []
+
+
 async def test_users_are_listed_by_name(users: Users) -> None:
     for name in ("carol", "alice", "bob"):
         await users.add(name, PASSWORD)
