@@ -1,7 +1,8 @@
-"""What stands between a TCP connection and the app: Uvicorn's protocols, bounded.
+"""What stands between a TCP connection and the app.
 
-Uvicorn parses, frames and speaks ASGI; these classes add the limits it does not have,
-so that no stranger can hold a connection, memory or the log for longer than we say.
+Uvicorn parses HTTP and runs the server; these classes add the limits that it does not
+have, so that no stranger can hold a connection, memory or the log for longer than we
+say, and speak WebSocket themselves, for the sake of what an idle peer costs.
 """
 
 from __future__ import annotations
