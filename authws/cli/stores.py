@@ -42,17 +42,10 @@ class Stores:
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Stores]:
-    """Open the stores, made if they are not there, the database brought up to date."""
+    """Open the stores, made if they are not there."""
     _make_data_dir(settings)
-    await asyncio.to_thread(migrate, settings.database)
-    database = Database(settings.database)
-    hasher = PasswordHasher()
-    clock = Clock()
-    try:
-        yield Stores(Users(database, hasher, clock), Sessions(database, clock))
-    finally:
-        hasher.close()
-        await database.dispose()
+    async with _opened(settings) as stores:
+        yield stores
 
 
 @asynccontextmanager
@@ -63,8 +56,24 @@ async def existing(settings: Settings) -> AsyncIterator[Stores]:
         ConfigurationError: there are none here.
     """
     require_database(settings)
-    async with opened(settings) as stores:
+    if settings.data_dir.exists():  # a database elsewhere does without one here
+        prepare_data_dir(settings.data_dir)
+    async with _opened(settings) as stores:
         yield stores
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Stores]:
+    """Open the stores, the database brought up to date."""
+    await asyncio.to_thread(migrate, settings.database)
+    database = Database(settings.database)
+    hasher = PasswordHasher()
+    clock = Clock()
+    try:
+        yield Stores(Users(database, hasher, clock), Sessions(database, clock))
+    finally:
+        hasher.close()
+        await database.dispose()
 
 
 def require_database(settings: Settings) -> None:

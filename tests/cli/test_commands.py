@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from authws.cli import app, main
 from authws.decisions.passwords import PasswordError
-from authws.exceptions import ConfigurationError
+from authws.exceptions import ConfigurationError, UnavailableError
 from authws.stores.users import InvalidScopeError, UnknownUserError, UserExistsError
 
 PASSWORD = "correct horse battery staple"
@@ -330,6 +330,15 @@ def test_commands_that_expect_a_service_make_none(
     refused = authws("user", "list")
     assert isinstance(refused.exception, ConfigurationError)
     assert "other.db" in str(refused.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_elsewhere_needs_no_data_directory_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTHWS_DATABASE_URL", NO_DATABASE)
+    assert isinstance(authws("user", "list").exception, UnavailableError)
+    assert isinstance(authws("token", "issue", "x").exception, ConfigurationError)
     assert list(tmp_path.iterdir()) == []
 
 
