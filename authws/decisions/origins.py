@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
 from authws.exceptions import ConfigurationError, ForbiddenOriginError
@@ -168,17 +169,10 @@ class HostPolicy:
 
         The port is not compared: behind a proxy or a tunnel it is somebody else's.
         """
-        # RFC 9112, 3.2: one Host, of this grammar; ``good.example/x?`` is none.
+        # RFC 9112, 3.2: one Host
         if len(headers) != 1 or len(headers[0]) > MAX_ORIGIN:
             return False
-        match = AUTHORITY.fullmatch(headers[0])
-        if match is None:
-            return False
-        try:
-            _port(match["port"])
-            return _canonical_host(match["host"]) in self.allowed
-        except ValueError:
-            return False
+        return _named_host(headers[0]) in self.allowed
 
 
 def _is_loopback(address: str) -> bool:
@@ -193,6 +187,20 @@ def _port(text: str | None) -> int | None:
     if port is not None and port > 65535:
         raise ValueError("no such port")
     return port
+
+
+@lru_cache(maxsize=1024)
+def _named_host(authority: str) -> str | None:
+    """Return the host that a ``Host`` header names in its one spelling; None if it is
+    not of the grammar (RFC 9112, 3.2): ``good.example/x?`` is not."""
+    match = AUTHORITY.fullmatch(authority)
+    if match is None:
+        return None
+    try:
+        _port(match["port"])
+        return _canonical_host(match["host"])
+    except ValueError:
+        return None
 
 
 def _canonical_host(host: str) -> str:

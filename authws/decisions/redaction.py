@@ -112,7 +112,9 @@ class _RedactingRecord(logging.LogRecord):
     """A log record whose message never shows a credential."""
 
     def getMessage(self) -> str:
-        return redact(super().getMessage())
+        message = super().getMessage()
+        # without arguments it was blanked when the record was made
+        return redact(message) if self.args or message is not self.msg else message
 
 
 def _clean(value: object) -> object:

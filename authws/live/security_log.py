@@ -6,12 +6,11 @@ itself, so nothing a peer sends can forge a line (CWE-117).
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-
-import msgspec
 
 from authws.clock import Clock
 
@@ -22,6 +21,8 @@ MAX_VALUE_LENGTH = 256
 
 # bidirectional controls and line separators are printable to JSON, not to a terminal
 _UNPRINTABLE = re.compile("[\u0080-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
 
 Listener = Callable[[str, str, str], None]
 
@@ -68,7 +69,7 @@ class SecurityLog:
             **more,
         }
         said = {key: _clean(value) for key, value in fields.items() if value}
-        self._logger.info("%s", msgspec.json.encode(said).decode())
+        self._logger.info(_as_json(said))
 
     def count(self, event: str, *, reason: str = "", limit: str = "") -> None:
         """Count an event without a line: a peer may bring about many of its kind."""
