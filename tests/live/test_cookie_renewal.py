@@ -19,13 +19,14 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.grants import Grant, grant, hear, knock, say, until
 from tests.live.calls import calling
+from tests.machine import Machine
 from tests.running import Service, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+AssertPrompt = Callable[..., None]
 IDLE = 1.2
 """Seconds without use after which these sessions end."""
-PROMPT = 0.1
 """Seconds after its end by which a connection is closed."""
 EXPIRED = (1008, "session_expired")
 ROOMS = "/ws/session-cookie"
@@ -109,15 +110,21 @@ async def during(
         await asyncio.sleep(every)
 
 
-def assert_prompt(*lateness: float) -> None:
+@pytest.fixture
+def assert_prompt(machine: Machine) -> AssertPrompt:
     """None is early; that they are late at all is the machine's doing, so the best of
     them tells."""
-    assert min(lateness) >= 0, lateness
-    assert min(lateness) < PROMPT, lateness
-    assert max(lateness) < 2, lateness
+
+    def check(*lateness: float) -> None:
+        assert machine.is_prompt(min(lateness)), (lateness, machine.late)
+        assert max(lateness) < 2, lateness
+
+    return check
 
 
-async def test_without_use_it_ends_at_the_idle_limit(service: Service) -> None:
+async def test_without_use_it_ends_at_the_idle_limit(
+    service: Service, assert_prompt: AssertPrompt
+) -> None:
     one = await grant(service, "session-cookie", idle_ttl=IDLE)
     async with (
         page(service, one) as a,
@@ -132,7 +139,7 @@ async def test_without_use_it_ends_at_the_idle_limit(service: Service) -> None:
 
 
 async def test_a_request_with_the_cookie_keeps_every_socket_of_the_session_open(
-    service: Service,
+    service: Service, assert_prompt: AssertPrompt
 ) -> None:
     one = await grant(service, "session-cookie", idle_ttl=IDLE)
     async with (
@@ -158,7 +165,9 @@ async def test_a_request_with_the_cookie_keeps_every_socket_of_the_session_open(
         assert_prompt(*(shown.closed_at - last_end for shown in (used, beside, echo)))
 
 
-async def test_a_handshake_with_the_cookie_is_use_as_well(service: Service) -> None:
+async def test_a_handshake_with_the_cookie_is_use_as_well(
+    service: Service, assert_prompt: AssertPrompt
+) -> None:
     async with page(service) as first:
         first_end = first.ends_at
         await asyncio.sleep(IDLE / 2)
@@ -173,7 +182,7 @@ async def test_a_handshake_with_the_cookie_is_use_as_well(service: Service) -> N
 
 
 async def test_who_was_asked_to_renew_is_told_of_the_extension(
-    service: Service,
+    service: Service, assert_prompt: AssertPrompt
 ) -> None:
     async with page(service) as shown:
         for extensions in (1, 2):
@@ -199,7 +208,9 @@ async def test_who_was_asked_to_renew_is_told_of_the_extension(
         assert_prompt(shown.closed_at - shown.ends_at)
 
 
-async def test_the_absolute_limit_holds_whatever_is_used(service: Service) -> None:
+async def test_the_absolute_limit_holds_whatever_is_used(
+    service: Service, assert_prompt: AssertPrompt
+) -> None:
     absolute = service.clock.now() + 2.5 * IDLE
     one = await grant(service, "session-cookie", idle_ttl=IDLE, ttl=2.5 * IDLE)
     async with page(service, one) as shown, page(service, one) as other:
@@ -218,7 +229,9 @@ async def test_the_absolute_limit_holds_whatever_is_used(service: Service) -> No
         assert_prompt(*(socket.closed_at - ends[-1] for socket in (shown, other)))
 
 
-async def test_other_sessions_of_the_user_are_not_extended(service: Service) -> None:
+async def test_other_sessions_of_the_user_are_not_extended(
+    service: Service, assert_prompt: AssertPrompt
+) -> None:
     async with page(service) as used, page(service) as forgotten:
         end = forgotten.ends_at
         await during(used.request, moment=end + 0.3)
@@ -228,7 +241,9 @@ async def test_other_sessions_of_the_user_are_not_extended(service: Service) -> 
         assert used.ending is None
 
 
-async def test_messages_alone_are_no_use_of_the_session(service: Service) -> None:
+async def test_messages_alone_are_no_use_of_the_session(
+    service: Service, assert_prompt: AssertPrompt
+) -> None:
     async with page(service) as shown:
         end = shown.ends_at
         await say(shown.peer, type="join", room="lobby")

@@ -23,13 +23,12 @@ from websockets.exceptions import ConnectionClosed
 from authws import AuthWS, Connection
 from authws.exceptions import ConnectionClosed as EndedByUs
 from tests.grants import Grant, grant, hear, knock, say, until
+from tests.machine import PROMPTLY, Machine
 from tests.running import STRATEGIES, Service, TestClock, free_port, running
 from tests.serving import serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PROMPTLY = 0.1
-"""Seconds after the deadline by which it is over, on a machine that is never late."""
 LIFE = 0.9
 REASONS = {
     "query-param": "token_expired",
@@ -47,35 +46,6 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
         yield service
         await until(lambda: not service.house.hub.connections)
         assert [r.getMessage() for r in service.records if r.exc_info] == []
-
-
-class Machine:
-    """How late a timer comes here that nobody but the machine can make late.
-
-    Two cores may be shared with a whole test suite: what they take is no lateness of
-    ours, and would hide none that is.
-    """
-
-    def __init__(self) -> None:
-        self.late = 0.0
-
-    async def watch(self) -> None:
-        while True:
-            due = time.monotonic() + 0.01
-            await asyncio.sleep(0.01)
-            self.late = max(self.late, time.monotonic() - due)
-
-    def is_prompt(self, late: float) -> bool:
-        """Whether it was not early, and no later than it may be."""
-        return 0 <= late < PROMPTLY + self.late
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def machine() -> AsyncIterator[Machine]:
-    machine = Machine()
-    watching = asyncio.create_task(machine.watch())
-    yield machine
-    watching.cancel()
 
 
 @dataclass
