@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from authws.brokers.memory import MemoryBroker
 from authws.decisions.origins import OriginPolicy
@@ -30,7 +30,7 @@ from authws.live.security_log import SecurityLog
 from authws.principal import Principal
 from authws.strategies.base import Strategy
 from authws.strategies.first_message import FirstMessage
-from authws.strategies.handshake import Handshake
+from authws.strategies.handshake import WIRE, Handshake
 from authws.strategies.query_param import QueryParam
 from authws.strategies.session_cookie import SessionCookie
 from tests.manual_clock import ManualClock, settle
@@ -81,9 +81,24 @@ class Authority:
         )
 
 
+class _Reading(asyncio.Event):
+    """Set while a peer reads; tells when it reads on."""
+
+    on_set: Callable[[], object] | None = None
+
+    def set(self) -> None:
+        super().set()
+        if self.on_set is not None:
+            self.on_set()
+
+
 @dataclass
 class Peer:
-    """One client, as an ASGI server would speak for it."""
+    """One client, as a server would speak for it: over ASGI, or over the wire that our
+    own server offers beside it."""
+
+    over_wire: ClassVar[bool] = False
+    """Set for all of them by whoever walks both ways."""
 
     clock: ManualClock
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -97,7 +112,7 @@ class Peer:
     has_left: bool = False
     takes_close_frames: bool = True
     """Whether its server lets a close frame overtake what it does not read."""
-    reads: asyncio.Event = field(default_factory=asyncio.Event)
+    reads: _Reading = field(default_factory=_Reading)
     to_server: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
     task: asyncio.Task[None] | None = None
     is_sending: bool = False
@@ -115,6 +130,7 @@ class Peer:
             "query_string": self.query,
             "client": ("192.0.2.1", 1),
             "subprotocols": [],
+            "extensions": {WIRE: _Wire(self)} if self.over_wire else {},
         }
         return Handshake(scope, self.to_server.get, self._send)
 
@@ -127,6 +143,15 @@ class Peer:
         """Go, with or without a close frame."""
         self.has_left = True
         self.to_server.put_nowait({"type": "websocket.disconnect", "code": code})
+
+    def hear(self, text: str, at: float) -> None:
+        self.heard.append(json.loads(text))
+        self.heard_at.append(at)
+
+    def close(self, code: int, reason: str) -> None:
+        assert self.ending is None, "a second close frame"
+        self.ending = (code, reason)
+        self.to_server.put_nowait({"type": "websocket.disconnect", "code": 1005})
 
     def of_type(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in self.heard if message["type"] == kind]
@@ -141,8 +166,7 @@ class Peer:
         elif kind == "websocket.close":
             if not self.takes_close_frames:
                 await self.reads.wait()
-            self.ending = (message["code"], message["reason"])
-            self.to_server.put_nowait({"type": "websocket.disconnect", "code": 1005})
+            self.close(message["code"], message["reason"])
         else:
             handed_over = self.clock.now()
             self.is_sending = True
@@ -152,8 +176,51 @@ class Peer:
                 self.is_sending = False
             if self.has_left:
                 raise OSError("the peer is gone")
-            self.heard.append(json.loads(message["text"]))
-            self.heard_at.append(handed_over)
+            self.hear(message["text"], handed_over)
+
+
+class _Wire:
+    """What our own server offers, for one peer."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        peer.reads.on_set = self._read_on
+        self.on_writable: Callable[[], object] | None = None
+
+    @property
+    def is_writable(self) -> bool:
+        return self._peer.reads.is_set()
+
+    def _read_on(self) -> None:
+        if self.on_writable is not None:
+            self.on_writable()
+
+    def limit_messages(self, max_bytes: int | None) -> None:
+        pass  # of what peers send, frames are for tests/live
+
+    def write(self, frames: bytes) -> None:
+        peer = self._peer
+        assert peer.ending is None, "a message after the close frame"
+        assert self.is_writable, "more than it takes"
+        if not peer.has_left:
+            for payload in payloads(frames):
+                peer.hear(payload.decode(), peer.clock.now())
+
+    def close(self, code: int, reason: str) -> None:
+        if not self._peer.has_left:
+            self._peer.close(code, reason)
+
+
+def payloads(frames: bytes) -> Iterator[bytes]:
+    """What is in a server's frames."""
+    at = 0
+    while at < len(frames):
+        length, at = frames[at + 1], at + 2
+        if length > 125:
+            size = 2 if length == 126 else 8
+            length, at = int.from_bytes(frames[at : at + size], "big"), at + size
+        yield frames[at : at + length]
+        at += length
 
 
 class Engine:

@@ -249,6 +249,8 @@ class Connection:
             self._put(message.frame, message.size, droppable=True)
         else:
             self._put(message.text, message.size, droppable=True)
+        if not self._outbox.has_room:
+            self.write_out()  # much was said in this turn: that alone is not slowness
 
     def _put(self, payload: str | bytes, size: int, *, droppable: bool = False) -> None:
         if self.is_open and not self._outbox.put(
@@ -467,6 +469,12 @@ class Connection:
     def enforce_deadline(self) -> None:
         """End it if its time is over: on a busy event loop a timer comes late."""
         self._deadline.enforce()
+
+    def lives_at(self, now: float) -> bool:
+        """Tell whether what it says at this moment still counts."""
+        if self._deadline.is_due(now):
+            self._deadline.check()
+        return self.is_open
 
     def note_said(self) -> None:
         """The close frame is with the server."""

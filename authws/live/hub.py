@@ -182,8 +182,11 @@ class Hub:
             raise MessageError("not_joined", "join the room first", message.id)
         if not connection.principal.may("publish", name):
             raise MessageError("forbidden", "no scope to publish here", message.id)
+        at = self._clock.now()
+        if not connection.lives_at(at):  # its time ran out since this was received
+            return
         body = messages.room_message(
-            name, connection.principal.subject, message.data, self._clock.now()
+            name, connection.principal.subject, message.data, at
         )
         await self._broker.publish(name, body)
         if message.id is not None:

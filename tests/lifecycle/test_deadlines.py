@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import msgspec
 import pytest
 
+from authws.decisions import messages
 from authws.exceptions import ConnectionClosed
 from authws.live.connection import Connection, ConnectionLimits
 from authws.live.door import DoorLimits, DoorStyle
@@ -95,6 +97,22 @@ async def test_a_late_timer_lets_nothing_through() -> None:
         assert not peer.of_type("message")
         assert peer.ending == (1008, "token_expired")
         assert [m["data"] for m in bob.of_type("message")] == ["too late to hear"]
+
+
+async def test_what_came_in_time_and_is_taken_too_late_is_not_said() -> None:
+    """Between the look at a message's deadline and the stamp on it, time passes."""
+    async with engine() as house:
+        peer = await house.enter(token=house.issue(ttl=10))
+        bob = await house.enter(token=house.issue("bob", session="s2"))
+        await join(bob)
+        await join(peer)
+        (connection,) = house.hub.of_subject("alice")
+        house.clock.elapsed += 10
+        late = messages.Publish(room="lobby", data=msgspec.Raw(b'"late"'))
+        await house.hub.publish(connection, late)
+        await settle()
+        assert peer.ending == (1008, "token_expired")
+        assert not bob.of_type("message")
 
 
 async def test_connection_that_does_not_read_ends_at_its_deadline_too() -> None:
@@ -227,6 +245,8 @@ async def test_a_credential_that_takes_too_long_to_verify_is_too_late() -> None:
         assert peer.ending == (1008, "auth_timeout")
 
 
+# over the wire it is our own server that cuts it off: tests/live/test_quarantine.py
+@pytest.mark.parametrize("way", ["asgi"], indirect=True)
 async def test_peer_that_does_not_take_its_close_frame_is_cut_off_after_a_second() -> (
     None
 ):

@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 from authws.close_codes import BY_SLUG
 from authws.live.connection import Connection, ConnectionLimits
 from authws.principal import Principal
-from tests.engine import Engine
+from tests.engine import Engine, Peer
 from tests.manual_clock import settle
 
 T = TypeVar("T")
@@ -90,8 +90,11 @@ ACTIONS = st.one_of(
 class Lives(RuleBasedStateMachine):
     """Walks the engine; the checks look at it from outside."""
 
+    over_wire = False
+
     def __init__(self) -> None:
         super().__init__()
+        Peer.over_wire = self.over_wire
         self.loop = asyncio.new_event_loop()
         self.tokens: list[tuple[str, str]] = []
         self.said = 0
@@ -262,6 +265,7 @@ class Lives(RuleBasedStateMachine):
         try:
             self.run(self.engine.stop())
         finally:
+            Peer.over_wire = False
             for task in asyncio.all_tasks(self.loop):
                 task.cancel()
             self.run(settle())
@@ -293,10 +297,18 @@ class Lives(RuleBasedStateMachine):
         return [c for c in self.engine.hub.connections.values() if c.is_open]
 
 
-Lives.TestCase.settings = settings(
-    max_examples=150,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+class LivesOverWire(Lives):
+    """The same over the wire that our own server offers."""
+
+    over_wire = True
+
+
+for machine in (Lives, LivesOverWire):
+    machine.TestCase.settings = settings(
+        max_examples=150,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
 TestLives = Lives.TestCase
+TestLivesOverWire = LivesOverWire.TestCase
