@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -109,7 +109,7 @@ class Headcount:
 
     def __init__(self, limit: int, limit_per_key: int) -> None:
         self.inside = 0
-        self._by_key: Counter[str] = Counter()
+        self._by_key: dict[str, int] = {}
         self._limit = limit
         self._limit_per_key = limit_per_key
 
@@ -119,7 +119,7 @@ class Headcount:
 
     def is_full_for(self, key: str) -> bool:
         """Tell whether nobody more of this key may come in."""
-        return self._by_key[key] >= self._limit_per_key > 0
+        return self._by_key.get(key, 0) >= self._limit_per_key > 0
 
     @contextmanager
     def counting(self, key: str) -> Iterator[Callable[[], None]]:
@@ -141,13 +141,15 @@ class Headcount:
     def enter(self, key: str) -> None:
         """Count one in; ``leave`` must follow, once."""
         self.inside += 1
-        self._by_key[key] += 1
+        self._by_key[key] = self._by_key.get(key, 0) + 1
 
     def leave(self, key: str) -> None:
         """Count one out."""
         self.inside -= 1
-        self._by_key[key] -= 1
-        if not self._by_key[key]:
+        left = self._by_key[key] - 1
+        if left:
+            self._by_key[key] = left
+        else:
             del self._by_key[key]
 
 

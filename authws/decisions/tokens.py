@@ -371,12 +371,8 @@ def _decode(segment: str) -> bytes:
 def _parse(data: bytes, part: str) -> dict[str, Any]:
     """Parse a JSON object in UTF-8 (RFC 8725, 3.7) whose members are unique."""
     try:
-        # Text, not bytes: json.loads would guess UTF-16 and UTF-32 from bytes.
-        members = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_not_json,
-        )
+        # Text: what is given bytes would guess UTF-16 and UTF-32.
+        members = _JSON.decode(data.decode("utf-8"))
     # ValueError covers bad UTF-8, bad JSON and integers of thousands of digits.
     except (ValueError, RecursionError):
         raise InvalidTokenError(f"token {part} is not plain JSON") from None
@@ -395,6 +391,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _not_json(constant: str) -> NoReturn:
     raise ValueError("NaN and Infinity are not JSON")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_not_json)
 
 
 def _text(members: dict[str, Any], name: str, longest: int) -> str:

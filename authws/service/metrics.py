@@ -43,6 +43,8 @@ class Metrics:
             buckets=REVOCATION_BUCKETS,
             registry=self._registry,
         )
+        self._counters: dict[tuple[str, str], Counter] = {}
+        """The children of ``_events``: the library looks each up under a lock."""
         self._events = Counter(
             "authws_events",
             "Security events, as in the security log",
@@ -52,7 +54,10 @@ class Metrics:
 
     def count_event(self, event: str, reason: str, limit: str) -> None:
         """Count one event of the security log, and the limit that was reached."""
-        self._events.labels(event, reason).inc()
+        counted = self._counters.get((event, reason))
+        if counted is None:
+            counted = self._counters[event, reason] = self._events.labels(event, reason)
+        counted.inc()
         if limit:
             self._limits.labels(limit).inc()
 

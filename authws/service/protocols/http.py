@@ -65,6 +65,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._message = 0
         self._header_bytes = 0
         self._line_bytes = 0
+        self._is_websocket: bool | None = None
+        """Not known before the headers are there."""
         self._refusal: Refusal | None = None
         self._finished = False
         self._watched = (0, _Reading.NOTHING)
@@ -140,6 +142,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._message += 1
         self._reading = _Reading.HEAD
         self._header_bytes = self._line_bytes = 0
+        self._is_websocket = None
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -179,6 +182,12 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     # -------------------------------------------------------------------- the upgrade
+
+    def _should_upgrade(self) -> bool:
+        """Tell whether a WebSocket is asked for; headers do not change meanwhile."""
+        if self._is_websocket is None:
+            self._is_websocket = super()._should_upgrade()
+        return self._is_websocket
 
     def _get_upgrade(self) -> bytes | None:
         # Both are lists, and a list may be spread over several lines (RFC 9110, 5.3).
