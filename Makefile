@@ -54,7 +54,7 @@ $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
 	@touch $@
 
 # What the service holds, measured: docs/performance.md and its pictures, newly made.
-BENCHES := bench-held bench-revocation bench-soak bench-quarantine \
+BENCHES := bench-compare bench-held bench-revocation bench-soak bench-quarantine \
   bench-stalled-peer
 .PHONY: $(BENCHES)
 $(BENCHES): bench-%: $(VENV)/.installed-bench

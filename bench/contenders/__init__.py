@@ -1,0 +1,1 @@
+"""Other servers, as their own documentation has one write them."""
