@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,7 @@ class Contender:
     name: str
     pid: int
     port: int
-    asks: dict[str, tuple[str, ...]]
+    asks: Mapping[str, tuple[str, ...]]
     """By the generator's word: connect, echo, fanout."""
 
 
@@ -174,12 +174,14 @@ async def everybody(core: int | None) -> AsyncIterator[list[Contender]]:
                 BENCH_NATS_PORT=str(free_port()),
             )
             contenders.append(nats(await stack.enter_async_context(run), port))
-        unlimited = {
-            name: 0
-            for name in ("max_connections_per_user", "message_rate", "byte_rate")
-        }
         service = await stack.enter_async_context(
-            served(("alice",), core=core, **unlimited)
+            served(
+                ("alice",),
+                core=core,
+                max_connections_per_user=0,
+                message_rate=0,
+                byte_rate=0,
+            )
         )
         token = await service.token("alice")
         yield [*contenders, *ours(service.pid, service.port, token)]
