@@ -110,6 +110,8 @@ class Peer:
     """The close frame, or the refusal before accept."""
     is_accepted: bool = False
     has_left: bool = False
+    fails: Exception | None = None
+    """What its server raises at the next message."""
     takes_close_frames: bool = True
     """Whether its server lets a close frame overtake what it does not read."""
     reads: _Reading = field(default_factory=_Reading)
@@ -167,6 +169,9 @@ class Peer:
             if not self.takes_close_frames:
                 await self.reads.wait()
             self.close(message["code"], message["reason"])
+        elif self.fails is not None:
+            failure, self.fails = self.fails, None
+            raise failure
         else:
             handed_over = self.clock.now()
             self.is_sending = True

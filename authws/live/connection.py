@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from authws import close_codes
 from authws.clock import Clock, Timer
 from authws.close_codes import Close, CloseCode, Retry
 from authws.decisions import messages
-from authws.decisions.frames import encode_message
+from authws.decisions.frames import encode_close, encode_message
 from authws.decisions.lifecycle import (
     Accepted,
     DeadlinePassed,
@@ -28,6 +29,7 @@ from authws.decisions.lifecycle import (
     State,
 )
 from authws.decisions.limits import Limit, TokenBucket, wire_size
+from authws.decisions.redaction import log_failure
 from authws.exceptions import AuthError, ConnectionClosed, MessageError
 from authws.live.deadline import Deadline
 from authws.live.outbox import Outbox, OutboxPolicy
@@ -35,6 +37,8 @@ from authws.live.turn import Outgoing, Turn
 from authws.live.writers import AsgiWriter, WireWriter, Writer
 from authws.principal import Principal
 from authws.strategies.handshake import Handshake
+
+logger = logging.getLogger("authws")
 
 __all__ = ["Connection", "ConnectionLimits", "Renew"]
 
@@ -214,13 +218,16 @@ class Connection:
         """Put a message to this peer into the outbox, without waiting.
 
         A full outbox ends the connection.
+
+        Raises:
+            ValueError: text that UTF-8 cannot hold.
         """
-        if self.is_open:
-            self._turn.take_apart(self)
-            size = wire_size(payload)
-            if self._wire is not None:
-                payload = encode_message(payload)
-            self._put(payload, size)
+        if not self.is_open:
+            return
+        frame = encode_message(payload)  # whichever way it goes, it must be sendable
+        size = wire_size(payload)
+        self._turn.take_apart(self)
+        self._put(payload if self._wire is None else frame, size)
 
     def hear(self, joined: bytes, said: Sequence[Outgoing], now: float) -> None:
         """Take what a room said in this turn: one by one, and as joined frames."""
@@ -408,8 +415,10 @@ class Connection:
         """Send what waits in the outbox, then close.
 
         Raises:
-            ValueError: a reason over 123 bytes (RFC 6455, 5.5).
+            ValueError: a code that is not for the wire, or a reason over 123 bytes
+                (RFC 6455, 7.4 and 5.5).
         """
+        encode_close(code, reason)  # here, and not where nobody can be told
         close = Close(code, reason, Retry.NEVER, "closed by the handler")  # type: ignore[arg-type]
         self.end(close, flush=True)
 
@@ -454,7 +463,7 @@ class Connection:
             self._cutoff.cancel()
         patience = 0.0 if self.was_cut else self.limits.close_timeout
         try:
-            await self._writer.finish(patience, self._clock)
+            await self._writer.finish(patience, self.limits.close_timeout, self._clock)
         finally:
             self._turn.forget(self)
             self._writer.let_go()
@@ -486,6 +495,13 @@ class Connection:
     def note_left(self) -> None:
         """The peer is gone."""
         self._lifecycle.receive(PeerLeft())
+
+    def note_failure(self) -> None:
+        """It cannot be written to, for a fault of ours."""
+        log_failure(logger, "connection %s cannot be written to", self.id)
+        self._outbox.clear()
+        if self.is_open:
+            self._lifecycle.receive(Refused(close_codes.INTERNAL_ERROR))
 
     def check_deadline(self) -> None:
         """Compare the deadline with the wall clock again: it may have been set."""

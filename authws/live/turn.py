@@ -9,10 +9,14 @@ in which it was said, across rooms and answers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from authws import close_codes
 from authws.decisions.frames import TEXT, encode_frame
+from authws.decisions.redaction import log_failure
 
 if TYPE_CHECKING:
     from authws.live.connection import Connection
@@ -20,8 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["Audience", "Outgoing", "Turn"]
 
 MAX_PENDING = 65_536
-"""Bytes of one room that may be joined: more is written at once, for a transport
-takes all that it is given, and must not be given more than an outbox may hold."""
+"""Bytes that a turn may gather: more is written at once, for a transport takes all that
+it is given, and must not be given more than an outbox may hold."""
+MAX_SAID = 256
+"""Messages that a turn may gather, for the same reason."""
+
+logger = logging.getLogger("authws")
 
 
 class Outgoing:
@@ -45,12 +53,11 @@ class Outgoing:
 class Audience:
     """Who hears a room, and what was said there in this turn."""
 
-    __slots__ = ("members", "pending", "size")
+    __slots__ = ("members", "pending")
 
     def __init__(self) -> None:
         self.members: dict[str, Connection] = {}
         self.pending: list[Outgoing] = []
-        self.size = 0
 
 
 class Turn:
@@ -61,7 +68,8 @@ class Turn:
         self._now = now
         self._said: list[tuple[Audience, Outgoing]] = []
         """In the order in which it was said, across rooms."""
-        self._audiences: dict[Audience, None] = {}
+        self._size = 0
+        self._audiences: list[Audience] = []
         self._apart: dict[Connection, int] = {}
         """Who is told something of their own, and up to which place of ``_said``
         they have it in their outbox."""
@@ -70,10 +78,11 @@ class Turn:
     def tell(self, audience: Audience, message: Outgoing) -> None:
         """Tell every member, at the end of this turn."""
         self._said.append((audience, message))
-        self._audiences[audience] = None
+        self._size += message.size
+        if not audience.pending:
+            self._audiences.append(audience)
         audience.pending.append(message)
-        audience.size += message.size
-        if audience.size > MAX_PENDING:
+        if self._size > MAX_PENDING or len(self._said) >= MAX_SAID:
             self.finish()
         else:
             self._schedule()
@@ -91,23 +100,24 @@ class Turn:
         self._apart.pop(connection, None)
 
     def finish(self) -> None:
-        """Write all that was said, now."""
+        """Write all that was said, now. Whatever fails costs nobody else a message."""
         if not self._said and not self._apart:
             return
+        audiences, self._audiences = self._audiences, []
         now = self._now()
-        if len(self._audiences) > 1:
-            self._take_apart_who_hears_several()
-        for audience in self._audiences:
+        if len(audiences) > 1:
+            self._take_apart_who_hears_several(audiences)
+        for audience in audiences:
             self._write(audience, now)
         for connection, place in self._apart.items():
-            self._catch_up(connection, place)
-            connection.write_out()
-        for audience in self._audiences:
-            audience.pending = []
-            audience.size = 0
+            try:
+                self._catch_up(connection, place)
+                connection.write_out()
+            except Exception:
+                _give_up(connection)
         self._said.clear()
-        self._audiences.clear()
         self._apart.clear()
+        self._size = 0
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -118,17 +128,18 @@ class Turn:
         self._is_scheduled = False
         self.finish()
 
-    def _take_apart_who_hears_several(self) -> None:
+    def _take_apart_who_hears_several(self, audiences: list[Audience]) -> None:
         """What they hear stands in no one room's bytes."""
         seen: set[Connection] = set()
-        for audience in self._audiences:
+        for audience in audiences:
             members = set(audience.members.values())
             for connection in seen & members:
                 self._apart.setdefault(connection, 0)
             seen |= members
 
     def _write(self, audience: Audience, now: float) -> None:
-        pending, apart = audience.pending, self._apart
+        pending, audience.pending = audience.pending, []
+        apart = self._apart
         joined = (
             pending[0].frame
             if len(pending) == 1
@@ -136,9 +147,19 @@ class Turn:
         )
         for connection in audience.members.values():
             if connection not in apart:
-                connection.hear(joined, pending, now)
+                try:
+                    connection.hear(joined, pending, now)
+                except Exception:
+                    _give_up(connection)
 
     def _catch_up(self, connection: Connection, place: int) -> None:
         for audience, message in self._said[place:]:
             if connection.id in audience.members:
                 connection.put(message)
+
+
+def _give_up(connection: Connection) -> None:
+    """End a connection that cannot be written to, for a fault of ours."""
+    log_failure(logger, "connection %s cannot be written to", connection.id)
+    with contextlib.suppress(Exception):
+        connection.end(close_codes.INTERNAL_ERROR)

@@ -44,6 +44,9 @@ class Speaker(Protocol):
     def note_left(self) -> None:
         """The peer is gone."""
 
+    def note_failure(self) -> None:
+        """It cannot be written to, for a fault of ours: that is the last word."""
+
     async def be_over(self) -> None:
         """Nothing goes in or out any more."""
 
@@ -75,8 +78,9 @@ class Writer(ABC):
         """Say why it ends before anything else; the outbox is void."""
 
     @abstractmethod
-    async def finish(self, patience: float, clock: Clock) -> None:
-        """Wait until all is said, at most for ``patience`` seconds, then say it."""
+    async def finish(self, patience: float, last_word: float, clock: Clock) -> None:
+        """Wait until all is said, for ``patience`` seconds at most; then say why, for
+        which a server may want to wait ``last_word`` seconds."""
 
     def let_go(self) -> None:
         """Undo what refers to the connection, which refers to this."""
@@ -130,7 +134,7 @@ class WireWriter(Writer):
         if self._all_said is not None and not self._all_said.done():
             self._all_said.set_result(None)
 
-    async def finish(self, patience: float, clock: Clock) -> None:
+    async def finish(self, patience: float, last_word: float, clock: Clock) -> None:
         self.wake()
         if not self.has_said_why:
             self._all_said = asyncio.get_running_loop().create_future()
@@ -177,7 +181,7 @@ class AsgiWriter(Writer):
             self._task = asyncio.create_task(self._end())
         self._wake.set()
 
-    async def finish(self, patience: float, clock: Clock) -> None:
+    async def finish(self, patience: float, last_word: float, clock: Clock) -> None:
         with contextlib.suppress(TimeoutError):
             async with clock.timeout(patience):
                 await asyncio.wait([self._task])
@@ -187,8 +191,10 @@ class AsgiWriter(Writer):
         results = await asyncio.gather(*tasks, return_exceptions=True)
         self._outbox.clear()
         # a writer that was stuck behind a peer that does not read: told why all the
-        # same, should it read yet
-        await self._say_why()
+        # same, should it read yet; some servers wait for that before they close
+        with contextlib.suppress(TimeoutError):
+            async with clock.timeout(last_word):
+                await self._say_why()
         for result in results:
             if isinstance(result, Exception):
                 raise result
@@ -200,6 +206,9 @@ class AsgiWriter(Writer):
         except ConnectionClosed:
             self._speaker.note_left()
             self._outbox.clear()
+        except Exception:
+            self._speaker.note_failure()
+            await self._say_why()
         await self._speaker.be_over()
 
     async def _end(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -28,10 +29,14 @@ async def engine(**options: Any) -> AsyncIterator[Engine]:
 
 
 def handled(
-    house: Engine, handler: Callable[[Connection], Awaitable[None]], **token: Any
+    house: Engine,
+    handler: Callable[[Connection], Awaitable[None]],
+    peer: Peer | None = None,
+    **token: Any,
 ) -> Peer:
     """Let in a peer whose connection a handler of a library's user has."""
-    peer = Peer(house.clock, query=f"token={house.issue(**token)}".encode())
+    peer = peer or Peer(house.clock)
+    peer.query = f"token={house.issue(**token)}".encode()
     house.peers.append(peer)
 
     async def work() -> None:
@@ -115,3 +120,80 @@ async def test_handler_waits_until_a_big_message_fits() -> None:
         await settle()
         assert peer.ending is None
         assert [len(m["type"]) for m in peer.heard[1:]] == sizes
+
+
+@pytest.mark.parametrize("code", [999, 1004, 1005, 1006, 1015, 2999, 5000])
+async def test_handler_is_told_that_a_close_code_is_none(code: int) -> None:
+    told: list[Exception] = []
+
+    async def handler(connection: Connection) -> None:
+        try:
+            await connection.close(code)
+        except ValueError as error:
+            told.append(error)
+        await connection.send_json({"type": "on"})
+        await connection.close(4000, "as it wants")
+
+    async with engine() as house:
+        peer = handled(house, handler)
+        await settle()
+        assert len(told) == 1
+        assert peer.of_type("on")
+        assert peer.ending == (4000, "as it wants")
+
+
+async def test_handler_is_told_that_text_is_none_and_the_connection_lives() -> None:
+    """A peer can bring it about: JSON may escape what UTF-8 cannot hold."""
+    told: list[Exception] = []
+
+    async def handler(connection: Connection) -> None:
+        async for message in connection:
+            try:
+                await connection.send(json.loads(message)["data"])
+            except ValueError as error:
+                told.append(error)
+
+    async with engine() as house:
+        peer = handled(house, handler)
+        await settle()
+        peer.say(data="\ud800")
+        peer.say(data='{"type":"well"}')
+        await settle()
+        assert len(told) == 1
+        assert peer.of_type("well")
+        house.hub.revoke_session("s1", house.clock.now())
+        await settle()
+        assert peer.ending == (1008, "token_revoked")
+
+
+@pytest.mark.parametrize("way", ["asgi"], indirect=True)
+async def test_server_whose_close_waits_for_the_peer_is_not_waited_for() -> None:
+    async def handler(connection: Connection) -> None:
+        await connection.send("1")
+        await connection.send("2")
+
+    async with engine() as house:
+        peer = Peer(house.clock)
+        peer.reads.clear()
+        peer.takes_close_frames = False
+        peer = handled(house, handler, peer)
+        await settle()
+        await house.clock.advance(5)
+        assert house.door.present.inside == 0
+        assert peer.task is not None
+        assert peer.task.done()
+
+
+@pytest.mark.parametrize("way", ["asgi"], indirect=True)
+async def test_server_that_fails_at_a_message_ends_its_connection_alone() -> None:
+    async def handler(connection: Connection) -> None:
+        await connection.send('{"type":"well"}')
+        assert await connection.receive() is None
+
+    async with engine() as house:
+        peer = Peer(house.clock)
+        peer.fails = LookupError("a fault of the server's")
+        peer = handled(house, handler, peer)
+        await settle()
+        assert peer.ending == (1011, "internal_error")
+        assert house.door.present.inside == 0

@@ -211,3 +211,43 @@ async def test_much_is_not_joined_but_written_at_once(
         assert there == written
         await settle()
         assert len(carol.of_type("message")) == 3
+
+
+@pytest.mark.parametrize("way", ["wire"], indirect=True)
+async def test_bursts_in_several_rooms_end_nobody_who_hears_them_all() -> None:
+    """Each is within its limits; together they are more than an outbox may hold."""
+    async with house() as here:
+        rooms = [f"room{number}" for number in range(4)]
+        all_ears, _ = await here.guest("all", *rooms)
+        speakers = [await here.guest(f"speaker{room}", room) for room in rooms]
+        for _ in range(500):
+            for room, (_, speaker) in zip(rooms, speakers, strict=True):
+                await here.say(speaker, room, "x")
+        await settle()
+        assert all_ears.ending is None
+        assert len(all_ears.of_type("message")) == 2000
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "apart"])
+@pytest.mark.parametrize("way", ["wire"], indirect=True)
+async def test_one_that_cannot_be_written_to_costs_nobody_else_a_message(
+    alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise LookupError("a fault of ours")
+
+    async with house() as here:
+        broken, its = await here.guest("broken", "lobby")
+        well, _ = await here.guest("well", "lobby")
+        _, his = await here.guest("bob", "lobby")
+        monkeypatch.setattr(its, "hear" if alone else "write_out", fails)
+        if not alone:
+            its.post(messages.pong("p"))
+        await here.say(his, "lobby", "first")
+        await settle()
+        await here.say(his, "lobby", "second")
+        await settle()
+        assert heard(well)[1:] == ["first", "second"]
+        assert its.ending is not None
+        assert its.ending.reason == "internal_error"
+        assert broken.ending == (1011, "internal_error")

@@ -18,6 +18,7 @@ from tests.running import running
 from tests.serving import serving
 from tests.wire import (
     BINARY,
+    CLOSE,
     CONTINUATION,
     PING,
     PONG,
@@ -336,3 +337,84 @@ async def test_pings_within_the_rate_are_answered_between_fragments() -> None:
             assert await peer.frame() == (True, PONG, b"p")
         await peer.send(frame(CONTINUATION, b"b"))
         assert (await peer.frame()).payload == b"ab"
+
+
+# -------------------------------------------------------------------- many in one read
+
+TINY = frame(TEXT)
+MANY = 20_000
+
+
+class Reader:
+    """Takes messages when it is told to, and counts them."""
+
+    def __init__(self) -> None:
+        self.wire: Any = None
+        self.go_on = threading.Event()
+        self.taken = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.wire = scope["extensions"]["authws.wire"]
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.to_thread(self.go_on.wait, 10)
+        while (await receive())["type"] == "websocket.receive":
+            self.taken += 1
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait for it."""
+        return len(self.wire._events or ())
+
+
+async def test_messages_of_one_read_stay_bytes_until_it_is_their_turn() -> None:
+    """Else a read of a quarter of a megabyte becomes eight of events."""
+    app = Reader()
+    async with serving(app) as port, wire(port) as peer:
+        await peer.upgrade()
+        sending = asyncio.create_task(
+            peer.send(TINY * MANY + frame(CLOSE, b"\x03\xe8"))
+        )
+        await until(lambda: app.waiting > 0)
+        assert 0 < app.waiting <= 32
+        app.go_on.set()
+        await sending
+        assert await peer.close_frame() == (1000, "")
+    assert app.taken == MANY
+
+
+async def test_flood_behind_our_close_frame_is_not_listened_to() -> None:
+    async def closes(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        await send({"type": "websocket.close", "code": 1008, "reason": "forbidden"})
+
+    async with serving(closes) as port, wire(port) as peer:
+        await peer.upgrade()
+        await peer.send(TINY * MANY)
+        assert await peer.close_frame() == (1008, "forbidden")
+        assert await peer.is_ended()
+
+
+async def test_peer_that_reads_no_pongs_gets_one_for_all_when_it_does() -> None:
+    limits = ProtocolLimits(control_rate=0)
+    app = Reader()
+    async with (
+        serving(app, protocol_limits=limits, ping_interval=0) as port,
+        wire(port) as peer,
+    ):
+        await peer.upgrade()
+        await until(lambda: app.wire is not None)
+        payload = b"p" * 125
+        pings = frame(PING, payload) * 500
+        async with asyncio.timeout(10):
+            while app.wire.is_writable:  # until what the kernel takes is full
+                await peer.send(pings)
+        held = app.wire.transport.get_write_buffer_size()
+        for _ in range(20):
+            await peer.send(pings)
+        await peer.send(frame(PING, b"last"))
+        assert app.wire.transport.get_write_buffer_size() <= held + len(pings)
+        while (pong := await peer.frame()).payload != b"last":
+            assert pong.opcode == PONG

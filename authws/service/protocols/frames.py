@@ -16,7 +16,13 @@ from websockets.frames import Close, CloseCode
 from websockets.utils import apply_mask
 
 from authws import close_codes
-from authws.decisions.frames import BINARY, encode_frame
+from authws.decisions.frames import (
+    BINARY,
+    CLOSE,
+    MAX_CONTROL_PAYLOAD,
+    encode_close,
+    encode_frame,
+)
 from authws.decisions.limits import TokenBucket
 from authws.service.protocols.limits import ProtocolLimits
 
@@ -24,20 +30,18 @@ __all__ = [
     "FrameParser",
     "FrameSink",
     "close_answer",
-    "close_frame",
     "ping",
     "pong",
 ]
 
 CONTINUATION = 0x0
-CLOSE, PING, PONG = 0x8, 0x9, 0xA
+PING, PONG = 0x9, 0xA
 
 _FIN = 0x80
 _MASKED = 0x80
 _RESERVED = 0x70
 _LENGTH = 0x7F
 _CONTROL = 0x8
-MAX_CONTROL_PAYLOAD = 125
 
 
 class FrameSink(Protocol):
@@ -72,6 +76,7 @@ class FrameParser:
         "_control",
         "_fragments",
         "_is_done",
+        "_is_paused",
         "_kind",
         "_limits",
         "_parts",
@@ -103,10 +108,13 @@ class FrameParser:
         self._size = 0
         self._fragments = 0
         self._is_done = False
+        self._is_paused = False
 
     @property
     def within_message(self) -> bool:
-        """Whether a message, or a frame, has begun and not ended."""
+        """Whether a message, or a frame, has begun and, for all we know, not ended."""
+        if self._is_paused:
+            return False  # it may be whole: it was not looked at
         return self._rest is not None or self._kind != CONTINUATION
 
     def stop(self) -> None:
@@ -115,8 +123,21 @@ class FrameParser:
         self._rest = self._parts = None
         self._kind = CONTINUATION
 
+    def pause(self) -> None:
+        """Look at no further frame: who hears them has enough for now."""
+        self._is_paused = True
+
+    def resume(self, sink: FrameSink) -> None:
+        """Go on with what was kept."""
+        self._is_paused = False
+        if self._rest is not None:
+            self.feed(b"", sink)
+
     def feed(self, data: bytes | bytearray, sink: FrameSink) -> None:
-        """Take what the peer sent, and tell ``sink`` what it means."""
+        """Take what the peer sent, and tell ``sink`` what it means.
+
+        The sink may ``pause`` it: what was not looked at by then is kept as it came.
+        """
         if self._is_done:
             return
         if self._rest is not None:
@@ -124,7 +145,7 @@ class FrameParser:
             data = self._rest
         at = 0
         try:
-            while not self._is_done:
+            while not (self._is_done or self._is_paused):
                 end = self._parse_frame(data, at, sink)
                 if end == at:
                     break
@@ -280,26 +301,11 @@ def _parse_close(payload: bytes) -> Close:
 # ---------------------------------------------------------------------- what we send
 
 
-def close_frame(code: int, reason: str = "") -> bytes:
-    """A close frame.
-
-    Raises:
-        ValueError: a code that is not for the wire, a reason over 123 bytes.
-    """
-    try:
-        payload = Close(code, reason).serialize()
-    except ProtocolError as error:
-        raise ValueError(str(error)) from None
-    if len(payload) > MAX_CONTROL_PAYLOAD:
-        raise ValueError("a close reason has at most 123 bytes")
-    return encode_frame(CLOSE, payload)
-
-
 def close_answer(close: Close) -> bytes:
     """The answer to a peer's close frame: its own code and reason."""
     if close.code == CloseCode.NO_STATUS_RCVD:  # there was none
         return encode_frame(CLOSE, b"")
-    return close_frame(close.code, close.reason)
+    return encode_close(close.code, close.reason)
 
 
 def ping(payload: bytes) -> bytes:

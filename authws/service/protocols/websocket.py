@@ -25,7 +25,7 @@ from websockets.frames import CloseCode as WireCode
 
 from authws import close_codes
 from authws.close_codes import CloseCode
-from authws.decisions.frames import encode_message
+from authws.decisions.frames import encode_close, encode_message
 from authws.decisions.redaction import log_failure
 from authws.service.protocols import frames
 from authws.service.protocols.closing import linger
@@ -54,6 +54,12 @@ Event = dict[str, Any]
 Scope = dict[str, Any]
 
 logger = logging.getLogger("uvicorn.error")
+
+
+MAX_EVENTS = 32
+"""Messages that wait for the app to take them."""
+MAX_WRITE_BUFFER = 65_536
+"""Bytes from which on a peer takes less than we have for it."""
 
 
 class Stage(IntEnum):
@@ -89,9 +95,11 @@ class WebSocketProtocol(asyncio.Protocol):
         "_limits",
         "_loop",
         "_message_deadline",
+        "_overheard",
         "_parser",
         "_path",
         "_ping_payload",
+        "_pong_due",
         "_read_on_at",
         "_response",
         "_stage",
@@ -133,6 +141,9 @@ class WebSocketProtocol(asyncio.Protocol):
         """Called when the peer takes more again."""
         self._drained: asyncio.Event | None = None
         """Set once a peer that takes too little has taken enough."""
+        self._overheard = 0
+        """Messages that came after our close frame."""
+        self._pong_due: bytes | None = None
         self._watched_message = 0
         self._message_deadline: asyncio.TimerHandle | None = None
         self._keepalive: asyncio.TimerHandle | None = None
@@ -151,6 +162,8 @@ class WebSocketProtocol(asyncio.Protocol):
         ``request`` is its HTTP scope, which becomes the WebSocket's.
         """
         self.transport = transport
+        # over TLS an event loop would take half a megabyte before it says so
+        transport.set_write_buffer_limits(high=MAX_WRITE_BUFFER)
         self._connections.add(self)  # type: ignore[arg-type]
         self._client = request["client"]
         self._accepts = accept_value(request["headers"])
@@ -227,18 +240,37 @@ class WebSocketProtocol(asyncio.Protocol):
             self._refuse(EARLY_DATA)
 
     def message_received(self, message: str | bytes) -> None:
-        """Pass a whole message on, and read no further until the app took it."""
+        """Pass a whole message on, and read no further until the app took it.
+
+        One read may hold tens of thousands of messages: they stay the bytes that they
+        are until it is their turn.
+        """
         if self._stage is not Stage.OPEN:
+            self._overhear()
             return
         kind = "text" if isinstance(message, str) else "bytes"
         self._tell({"type": "websocket.receive", kind: message})
+        if self._events is not None and len(self._events) >= MAX_EVENTS:
+            self._parser.pause()
         if not self._is_reading_paused:
             self._is_reading_paused = True
             self.transport.pause_reading()
 
+    def _overhear(self) -> None:
+        """Take a message after our close frame: the peer's is due, and not for ever."""
+        self._overheard += 1
+        if self._overheard > MAX_EVENTS:
+            self._finish(b"", WireCode.ABNORMAL_CLOSURE)
+
     def ping_received(self, payload: bytes) -> None:
-        """Answer with a pong."""
-        self.transport.write(frames.pong(payload))
+        """Answer with a pong; one that takes nothing gets one for all its pings.
+
+        RFC 6455, 5.5.3 allows to answer the latest alone.
+        """
+        if self._drained is None:
+            self.transport.write(frames.pong(payload))
+        else:
+            self._pong_due = payload
 
     def pong_received(self, payload: bytes) -> None:
         """Note that the peer is there, if this answers the ping in flight."""
@@ -285,8 +317,16 @@ class WebSocketProtocol(asyncio.Protocol):
             self._read_on_at = self._loop.time()
         return event
 
-    def _read_on(self) -> None:
-        if self._is_reading_paused:
+    def _read_on(self, *, anyway: bool = False) -> None:
+        """Look at more of what was read; read on once the app has taken all of that.
+
+        ``anyway``: the app takes no more, and what comes is only overheard.
+        """
+        if not self._is_reading_paused:
+            return
+        self._parser.resume(self)
+        self._watch_message()
+        if self._is_reading_paused and (anyway or self._events is None):
             self._is_reading_paused = False
             self.transport.resume_reading()
 
@@ -333,6 +373,9 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._drained is not None:
             self._drained.set()
             self._drained = None
+            if self._pong_due is not None and self._stage is Stage.OPEN:
+                self.transport.write(frames.pong(self._pong_due))
+            self._pong_due = None
             if self.on_writable is not None and self._stage is Stage.OPEN:
                 self.on_writable()
 
@@ -406,14 +449,17 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _send_close(self, event: Event) -> None:
         code, reason = event.get("code", 1000), event.get("reason") or ""
-        frame = frames.close_frame(code, reason)
+        frame = encode_close(code, reason)
         self._stage = Stage.CLOSING
         self._stop_keepalive()
         self.transport.write(frame)
         self.resume_writing()
+        self._events = None  # who closes takes no more messages
         self._tell({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self._read_on()
-        self._cut_off_later()
+        self._cutoff = self._loop.call_later(
+            self._limits.close_timeout, self.transport.abort
+        )
+        self._read_on(anyway=True)
 
     # ----------------------------------------------------------------- the app's life
 
@@ -484,7 +530,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def _end(self, code: int, reason: str = "") -> None:
         """Say why, unless it was said, and end the connection."""
         if self._stage is Stage.OPEN:
-            self._finish(frames.close_frame(code, reason), code, reason, by_us=True)
+            self._finish(encode_close(code, reason), code, reason, by_us=True)
         elif self._stage is Stage.CLOSING:
             self._finish(b"", code, reason)
 
@@ -511,15 +557,10 @@ class WebSocketProtocol(asyncio.Protocol):
         )
         if last_words:
             self.transport.write(last_words)
-        self._read_on()
+        self._read_on(anyway=True)
         if self._cutoff is not None:
             self._cutoff.cancel()
         self._cutoff = linger(self.transport, self._loop, self._limits.close_timeout)
-
-    def _cut_off_later(self) -> None:
-        self._cutoff = self._loop.call_later(
-            self._limits.close_timeout, self.transport.abort
-        )
 
 
 _STEPS: dict[Stage, dict[str, Callable[[WebSocketProtocol, Event], None]]] = {
