@@ -257,10 +257,11 @@ class WebSocketProtocol(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _overhear(self) -> None:
-        """Take a message after our close frame: the peer's is due, and not for ever."""
+        """Take a message after our close frame: after some of them nobody listens for
+        the peer's own any more, and it is cut off when its time is over."""
         self._overheard += 1
         if self._overheard > MAX_EVENTS:
-            self._finish(b"", WireCode.ABNORMAL_CLOSURE)
+            self._parser.stop()
 
     def ping_received(self, payload: bytes) -> None:
         """Answer with a pong; one that takes nothing gets one for all its pings.
