@@ -203,6 +203,7 @@ class Connection:
         Raises:
             ConnectionClosed: the connection has ended; so it does when the peer
                 takes nothing for ``send_timeout`` seconds.
+            ValueError: text that UTF-8 cannot hold; the connection stays as it is.
         """
         if not self._outbox.has_room_for(payload):
             try:
