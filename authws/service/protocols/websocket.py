@@ -58,6 +58,8 @@ logger = logging.getLogger("uvicorn.error")
 
 MAX_EVENTS = 32
 """Messages that wait for the app to take them."""
+MAX_OVERHEARD = 4096
+"""Messages after our close frame that are looked at: ten milliseconds' worth."""
 MAX_WRITE_BUFFER = 65_536
 """Bytes from which on a peer takes less than we have for it."""
 
@@ -257,10 +259,11 @@ class WebSocketProtocol(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _overhear(self) -> None:
-        """Take a message after our close frame: after some of them nobody listens for
-        the peer's own any more, and it is cut off when its time is over."""
+        """Take a message after our close frame: the peer's own may lie behind what it
+        had sent by then. Behind a flood nobody listens for it any more, and the peer
+        is cut off when its time is over."""
         self._overheard += 1
-        if self._overheard > MAX_EVENTS:
+        if self._overheard > MAX_OVERHEARD:
             self._parser.stop()
 
     def ping_received(self, payload: bytes) -> None:
