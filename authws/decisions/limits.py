@@ -5,8 +5,6 @@ from __future__ import annotations
 import ipaddress
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from functools import lru_cache
 
@@ -120,23 +118,6 @@ class Headcount:
     def is_full_for(self, key: str) -> bool:
         """Tell whether nobody more of this key may come in."""
         return self._by_key.get(key, 0) >= self._limit_per_key > 0
-
-    @contextmanager
-    def counting(self, key: str) -> Iterator[Callable[[], None]]:
-        """Count one in for as long as the block runs, or until it says otherwise."""
-        is_inside = True
-        self.enter(key)
-
-        def leave() -> None:
-            nonlocal is_inside
-            if is_inside:
-                is_inside = False
-                self.leave(key)
-
-        try:
-            yield leave
-        finally:
-            leave()
 
     def enter(self, key: str) -> None:
         """Count one in; ``leave`` must follow, once."""

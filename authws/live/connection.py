@@ -38,9 +38,9 @@ from authws.live.writers import AsgiWriter, WireWriter, Writer
 from authws.principal import Principal
 from authws.strategies.handshake import Handshake
 
-logger = logging.getLogger("authws")
-
 __all__ = ["Connection", "ConnectionLimits", "Renew"]
+
+logger = logging.getLogger("authws")
 
 MAX_IN_A_ROW = 32
 """Messages of one peer that are taken before everybody else may go on."""

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Audience", "Outgoing", "Turn"]
 
+logger = logging.getLogger("authws")
+
 MAX_PENDING = 65_536
 """Bytes that a turn may gather: more is written at once, for a transport takes all that
 it is given, and must not be given more than an outbox may hold."""
 MAX_SAID = 256
 """Messages that a turn may gather, for the same reason."""
-
-logger = logging.getLogger("authws")
 
 
 class Outgoing:

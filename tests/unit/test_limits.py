@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,22 @@ def test_a_wait_in_whole_seconds_is_never_too_short(seconds: float) -> None:
 # -------------------------------------------------------------------------- headcounts
 
 
+@contextmanager
+def counted(count: Headcount, key: str) -> Iterator[None]:
+    """Be inside for as long as the block runs."""
+    count.enter(key)
+    try:
+        yield
+    finally:
+        count.leave(key)
+
+
 def test_the_last_one_comes_in_and_the_next_does_not() -> None:
     count = Headcount(limit=3, limit_per_key=0)
     with ExitStack() as inside:
         for key in "aab":
             assert not count.is_full()
-            inside.enter_context(count.counting(key))
+            inside.enter_context(counted(count, key))
         assert count.is_full()
         assert not count.is_full_for("a")
         assert count.inside == 3
@@ -157,9 +168,9 @@ def test_the_last_one_comes_in_and_the_next_does_not() -> None:
 
 def test_each_key_has_its_own_count() -> None:
     count = Headcount(limit=0, limit_per_key=2)
-    with count.counting("a"), count.counting("b"):
+    with counted(count, "a"), counted(count, "b"):
         assert not count.is_full_for("a")
-        with count.counting("a"):
+        with counted(count, "a"):
             assert count.is_full_for("a")
             assert not count.is_full_for("b")
             assert not count.is_full()
@@ -169,7 +180,7 @@ def test_each_key_has_its_own_count() -> None:
 def test_who_leaves_with_an_error_is_counted_out_and_forgotten() -> None:
     count = Headcount(limit=1, limit_per_key=1)
     for number in range(1_000):
-        with pytest.raises(ValueError, match="in there"), count.counting(str(number)):
+        with pytest.raises(ValueError, match="in there"), counted(count, str(number)):
             raise ValueError("in there")
     assert not count.is_full()
     assert not count._by_key
@@ -179,7 +190,7 @@ def test_a_headcount_limit_of_0_is_off() -> None:
     count = Headcount(limit=0, limit_per_key=0)
     with ExitStack() as inside:
         for _ in range(1_000):
-            inside.enter_context(count.counting("a"))
+            inside.enter_context(counted(count, "a"))
         assert not count.is_full()
         assert not count.is_full_for("a")
 
