@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 __all__ = ["Principal", "common_scopes"]
 
@@ -45,6 +46,7 @@ class Principal:
         return scope in self.scopes
 
 
+@lru_cache(maxsize=1024)
 def common_scopes(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
     """Return what both grant: of ``join:*`` and ``join:lobby`` the latter."""
     return frozenset(

@@ -25,6 +25,7 @@ from authws.service import doctor as checks
 from authws.service.app import create_app
 from authws.service.house import House
 from authws.service.key_files import prepare_data_dir
+from authws.service.log_lines import LineHandler
 from authws.service.protocols import ProtocolLimits
 from authws.service.server import Server, ServerConfig, build_config
 from authws.service.settings import Settings, unknown_variables
@@ -325,8 +326,10 @@ def _demo_lines(settings: Settings, password: str | None) -> list[str]:
 def _log_config(settings: Settings) -> dict[str, Any]:
     """Uvicorn's logging, and the security log beside it as bare JSON lines."""
     config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
-    config["formatters"]["bare"] = {"format": "%(message)s"}
-    config["handlers"]["security"] = {"formatter": "bare", **_security_log(settings)}
+    config["handlers"]["security"] = {
+        "()": LineHandler,
+        "path": _writable(settings.security_log),
+    }
     config["loggers"][LOGGER_NAME] = {
         "handlers": ["security"],
         "level": "INFO",
@@ -336,14 +339,18 @@ def _log_config(settings: Settings) -> dict[str, Any]:
     return config
 
 
-def _security_log(settings: Settings) -> dict[str, Any]:
-    if settings.security_log == "-":
-        return {"class": "logging.StreamHandler", "stream": "ext://sys.stderr"}
-    path = Path(settings.security_log)
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-    except OSError as error:
-        raise ConfigurationError(
-            f"AUTHWS_SECURITY_LOG: cannot write {path}: {error.strerror}"
-        ) from None
-    return {"class": "logging.FileHandler", "filename": str(path)}
+def _writable(security_log: str) -> str:
+    """Make the security log's file, for its owner alone.
+
+    Raises:
+        ConfigurationError: it cannot be written to.
+    """
+    if security_log != "-":
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            os.close(os.open(security_log, flags, 0o600))
+        except OSError as error:
+            raise ConfigurationError(
+                f"AUTHWS_SECURITY_LOG: cannot write {security_log}: {error.strerror}"
+            ) from None
+    return security_log

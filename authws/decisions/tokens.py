@@ -8,14 +8,15 @@ signature holds, and no message repeats any part of a token.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterable
+from binascii import a2b_base64
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final, Literal, NoReturn
 
 from jwt.algorithms import Algorithm, get_default_algorithms
@@ -244,16 +245,19 @@ class TokenVerifier:
         parts = COMPACT.fullmatch(token)
         if parts is None:
             raise InvalidTokenError("token is not a compact JWS")
-        header = _parse(_decode(parts[1]), "header")
-        key = self._key(header)
-        payload, signature = _decode(parts[2]), _decode(parts[3])
-        signed = token[: parts.end(2)].encode("ascii")
+        encoded = token.encode("ascii")
+        header_end, payload_end = parts.end(1), parts.end(2)
+        key = self._key(_header(encoded[:header_end]))
+        payload = _decode(encoded[header_end + 1 : payload_end])
+        signature = _decode(encoded[payload_end + 1 :])
         # The algorithm is the key's; the header was only allowed to agree with it.
-        if not ALGORITHMS[key.algorithm].verify(signed, key.verifying, signature):
+        if not ALGORITHMS[key.algorithm].verify(
+            encoded[:payload_end], key.verifying, signature
+        ):
             raise InvalidTokenError("token signature does not hold")
         return payload
 
-    def _key(self, header: dict[str, Any]) -> SigningKey:
+    def _key(self, header: Mapping[str, Any]) -> SigningKey:
         if not header.keys() <= (FOREIGN_HEADER if self._foreign else OWN_HEADER):
             raise InvalidTokenError("token header has a member that is not allowed")
         typ = header.get("typ", "")
@@ -337,7 +341,7 @@ def key_id(token: str) -> str | None:
     if parts is None:
         return None
     try:
-        return _text(_parse(_decode(parts[1]), "header"), "kid", MAX_KID)
+        return _text(_header(parts[1].encode("ascii")), "kid", MAX_KID)
     except InvalidTokenError:
         return None
 
@@ -357,15 +361,27 @@ ALGORITHMS = _algorithms()
 JWS = PyJWS(algorithms=list(ALGORITHMS))
 
 
-def _decode(segment: str) -> bytes:
+@lru_cache(maxsize=64)
+def _header(segment: bytes) -> Mapping[str, Any]:
+    """Parse a token's header: the same one on every token that a key has signed.
+
+    Read-only, for it is kept. Only what was parsed is: a refusal is found anew.
+    """
+    return MappingProxyType(_parse(_decode(segment), "header"))
+
+
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_LAST = {2: b"AQgw", 3: b"AEIMQUYcgkosw048"}
+"""What the last character may be, by the length modulo 4: one whose bits beyond the
+last whole byte are zero."""
+
+
+def _decode(segment: bytes) -> bytes:
     """Decode base64url that has exactly one spelling (RFC 4648, 3.5)."""
-    try:
-        data = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
-    except binascii.Error:
-        raise InvalidTokenError("token is not base64url") from None
-    if base64.urlsafe_b64encode(data).rstrip(b"=") != segment.encode("ascii"):
+    surplus = len(segment) % 4
+    if surplus and segment[-1] not in _LAST.get(surplus, b""):
         raise InvalidTokenError("token is not base64url in its one spelling")
-    return data
+    return a2b_base64(segment.translate(_STANDARD) + b"=="[: -len(segment) % 4])
 
 
 def _parse(data: bytes, part: str) -> dict[str, Any]:
@@ -396,7 +412,7 @@ def _not_json(constant: str) -> NoReturn:
 _JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_not_json)
 
 
-def _text(members: dict[str, Any], name: str, longest: int) -> str:
+def _text(members: Mapping[str, Any], name: str, longest: int) -> str:
     value = members.get(name)
     # Unprintable covers control characters, bidi marks and lone surrogates: these
     # names go to logs, to the database and to other people's screens.

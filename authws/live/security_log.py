@@ -2,6 +2,9 @@
 
 Never a credential, never a message's content. Control characters are escaped by JSON
 itself, so nothing a peer sends can forge a line (CWE-117).
+
+Every handshake writes two lines, so a line is put together from parts that were cleaned
+once, and not cleaned as a whole each time.
 """
 
 from __future__ import annotations
@@ -11,13 +14,17 @@ import logging
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from authws.clock import Clock
+from authws.decisions.redaction import Redacted, redact
 
 __all__ = ["LOGGER_NAME", "SecurityLog"]
 
 LOGGER_NAME = "authws.security"
 MAX_VALUE_LENGTH = 256
+REMEMBERED = 4096
+"""Names and addresses that are kept in their cleaned form."""
 
 # bidirectional controls and line separators are printable to JSON, not to a terminal
 _UNPRINTABLE = re.compile("[\u0080-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -46,41 +53,73 @@ class SecurityLog:
         subject: str = "",
         address: str = "",
         limit: str = "",
+        connection: str = "",
         **more: str,
     ) -> None:
         """Write one event.
 
         ``event``, ``reason`` and ``limit`` are from small fixed vocabularies;
-        ``detail`` is for the operator; ``more`` may name the strategy, the connection,
-        the room.
+        ``detail`` is for the operator; ``connection`` is its id, which is ours;
+        ``more`` may name the strategy, the close code, a correlation id.
         """
         self.count(event, reason=reason, limit=limit)
         if not self._logger.isEnabledFor(logging.INFO):
             return
-        at = datetime.fromtimestamp(self._clock.now(), UTC)
-        fields = {
-            "time": at.isoformat(timespec="milliseconds"),
-            "event": event,
-            "reason": reason,
-            "detail": detail,
-            "subject": subject,
-            "address": address,
-            "limit": limit,
-            **more,
-        }
-        said = {key: _clean(value) for key, value in fields.items() if value}
-        self._logger.info(_as_json(said))
+        line = f'{{"time": "{_timestamp(self._clock.now())}", "event": "{event}"'
+        if reason:
+            line += f', "reason": {_remembered(reason)}'
+        if detail:
+            line += f', "detail": {_clean(detail)}'
+        if subject:
+            line += f', "subject": {_remembered(subject)}'
+        if address:
+            line += f', "address": {_remembered(address)}'
+        if limit:
+            line += f', "limit": "{limit}"'
+        for name, value in more.items():
+            if value:
+                line += f', "{name}": {_remembered(value)}'
+        if connection:
+            line += f', "connection": "{connection}"'
+        self._log(Redacted(line + "}"))
 
     def count(self, event: str, *, reason: str = "", limit: str = "") -> None:
         """Count an event without a line: a peer may bring about many of its kind."""
         if self._listener is not None:
             self._listener(event, reason, limit)
 
+    def _log(self, line: Redacted) -> None:
+        # not ``info``, which walks the stack to find out that it is this module
+        self._logger.handle(
+            self._logger.makeRecord(
+                LOGGER_NAME, logging.INFO, __file__, 0, line, (), None
+            )
+        )
+
+
+def _timestamp(now: float) -> str:
+    """RFC 3339, in UTC, to the millisecond."""
+    second, fraction = divmod(now, 1)
+    return f"{_date_and_time(int(second))}.{int(fraction * 1000):03}+00:00"
+
+
+@lru_cache(maxsize=4)
+def _date_and_time(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
 
 def _clean(value: str) -> str:
-    short = value[:MAX_VALUE_LENGTH]
+    """A JSON string that holds no credential, and nothing that moves a cursor."""
+    short = redact(value)[:MAX_VALUE_LENGTH]
     if short.isascii():  # JSON escapes what is not printable in ASCII
-        return short
+        return _as_json(short)
     # surrogates cannot be encoded by a handler's stream
     short = short.encode("utf-8", "backslashreplace").decode()
-    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", short)
+    return _as_json(_UNPRINTABLE.sub(_escape, short))
+
+
+_remembered = lru_cache(maxsize=REMEMBERED)(_clean)
+
+
+def _escape(character: re.Match[str]) -> str:
+    return f"\\u{ord(character[0]):04x}"
