@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
@@ -121,9 +122,12 @@ class Peer:
     """Something was handed over that it has not heard yet."""
     sealed: int | None = None
     """How much it had heard when its right to hear more was taken."""
+    wire: _Wire | None = None
 
     def __post_init__(self) -> None:
         self.reads.set()
+        if self.over_wire:
+            self.wire = _Wire(self)
 
     def handshake(self) -> Handshake:
         scope = {
@@ -132,14 +136,16 @@ class Peer:
             "query_string": self.query,
             "client": ("192.0.2.1", 1),
             "subprotocols": [],
-            "extensions": {WIRE: _Wire(self)} if self.over_wire else {},
+            "extensions": {WIRE: self.wire} if self.wire is not None else {},
         }
         return Handshake(scope, self.to_server.get, self._send)
 
     def say(self, **message: Any) -> None:
-        self.to_server.put_nowait(
-            {"type": "websocket.receive", "text": json.dumps(message)}
-        )
+        text = json.dumps(message)
+        if self.wire is not None and self.wire.on_message is not None:
+            self.wire.arrive(text)
+        else:
+            self.to_server.put_nowait({"type": "websocket.receive", "text": text})
 
     def leave(self, code: int = 1006) -> None:
         """Go, with or without a close frame."""
@@ -189,14 +195,32 @@ class _Wire:
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
-        peer.reads.on_set = self._read_on
+        peer.reads.on_set = self._write_on
         self.on_writable: Callable[[], object] | None = None
+        self.on_message: Callable[[str | bytes], bool] | None = None
+        self._unread: deque[str] = deque()
+        self._is_paused = False
 
     @property
     def is_writable(self) -> bool:
         return self._peer.reads.is_set()
 
-    def _read_on(self) -> None:
+    @property
+    def has_unread(self) -> bool:
+        return not self._peer.to_server.empty()
+
+    def arrive(self, text: str) -> None:
+        self._unread.append(text)
+        if not self._is_paused:
+            self.read_on()
+
+    def read_on(self) -> None:
+        self._is_paused = False
+        while self._unread and not self._is_paused and self._peer.ending is None:
+            assert self.on_message is not None, "it was asked for more"
+            self._is_paused = not self.on_message(self._unread.popleft())
+
+    def _write_on(self) -> None:
         if self.on_writable is not None:
             self.on_writable()
 
@@ -321,7 +345,7 @@ class Engine:
         try:
             opened = self.door.open_connection(strategy, peer.handshake(), style)
             async with opened as connection:
-                await self.rooms.serve(connection)
+                await connection.each(self.rooms.take)
         except NotAdmittedError:
             return
 

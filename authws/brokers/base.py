@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 __all__ = ["Broker", "Deliver"]
@@ -30,8 +30,8 @@ class Broker(Protocol):
     async def unsubscribe(self, channel: str) -> None:
         """Ask for it no longer."""
 
-    async def publish(self, channel: str, data: bytes) -> None:
-        """Hand bytes to every subscriber of a channel."""
+    def publish(self, channel: str, data: bytes) -> Awaitable[None] | None:
+        """Hand bytes to every subscriber of a channel; None: that is done already."""
 
     async def ping(self) -> bool:
         """Tell whether messages can be carried now."""

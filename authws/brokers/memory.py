@@ -23,7 +23,7 @@ class MemoryBroker:
     async def unsubscribe(self, channel: str) -> None:
         self._channels.discard(channel)
 
-    async def publish(self, channel: str, data: bytes) -> None:
+    def publish(self, channel: str, data: bytes) -> None:
         if self._deliver is not None and channel in self._channels:
             self._deliver(channel, data)
 

@@ -25,6 +25,7 @@ __all__ = [
     "ClientMessage",
     "Join",
     "Leave",
+    "MessageId",
     "Ping",
     "Publish",
     "ack",

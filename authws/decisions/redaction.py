@@ -14,14 +14,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-__all__ = [
-    "REDACTED",
-    "Redacted",
-    "install_log_redaction",
-    "log_failure",
-    "redact",
-    "redact_query",
-]
+__all__ = ["REDACTED", "install_log_redaction", "log_failure", "redact", "redact_query"]
 
 REDACTED = "[redacted]"
 
@@ -115,12 +108,6 @@ def log_failure(logger: logging.Logger, message: str, *args: object) -> None:
     logger.error(f"{message}\n%s", *args, redact(traceback.format_exc()))
 
 
-class Redacted(str):
-    """A log message made of parts that were blanked one by one."""
-
-    __slots__ = ()
-
-
 class _RedactingRecord(logging.LogRecord):
     """A log record whose message never shows a credential."""
 
@@ -168,8 +155,6 @@ def _redacting(
 
     def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = previous(*args, **kwargs)
-        if type(record.msg) is Redacted and not (record.args or record.exc_info):
-            return record
         if type(record) is logging.LogRecord:
             record.__class__ = _RedactingRecord
         record.args = _clean_args(record.args)

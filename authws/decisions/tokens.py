@@ -14,11 +14,11 @@ import re
 import secrets
 from binascii import a2b_base64
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, Literal, NoReturn
 
+import msgspec
 from jwt.algorithms import Algorithm, get_default_algorithms
 from jwt.api_jws import PyJWS
 
@@ -73,8 +73,7 @@ FOREIGN_HEADER = OWN_HEADER | {"x5t", "x5t#S256"}
 """Thumbprints are hints that large issuers send; they are not used."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claims:
+class Claims(msgspec.Struct, frozen=True):
     """What a verified token says; times are seconds since the epoch."""
 
     subject: str

@@ -38,13 +38,17 @@ from authws.live.writers import AsgiWriter, WireWriter, Writer
 from authws.principal import Principal
 from authws.strategies.handshake import Handshake
 
-__all__ = ["Connection", "ConnectionLimits", "Renew"]
+__all__ = ["Connection", "ConnectionLimits", "Renew", "Take"]
 
 logger = logging.getLogger("authws")
+
+_OPEN = State.AUTHENTICATED
 
 MAX_IN_A_ROW = 32
 """Messages of one peer that are taken before everybody else may go on."""
 
+Take = Callable[["Connection", str | bytes], Awaitable[None] | None]
+"""Takes a message; returns what is to be waited for before the next, if anything."""
 Renew = Callable[[str, Principal], Awaitable[Principal]]
 """Verify a token that a live connection presents, given who it is."""
 
@@ -122,6 +126,11 @@ class Connection:
             else AsgiWriter(handshake, self._outbox, self)
         )
         self._in_a_row = 0
+        self._take: Take | None = None
+        self._taking: asyncio.Task[None] | None = None
+        """What the next message waits for."""
+        self._failure: Exception | None = None
+        """What a message was not taken for: a fault of ours."""
         self._inbox: asyncio.Queue[str | bytes | None] | None = None
         self._deadline = Deadline(
             clock,
@@ -155,7 +164,7 @@ class Connection:
     @property
     def is_open(self) -> bool:
         """Whether the connection may still carry messages."""
-        return self._lifecycle.state is State.AUTHENTICATED
+        return self._lifecycle.state is _OPEN
 
     @property
     def dropped(self) -> int:
@@ -205,7 +214,7 @@ class Connection:
                 takes nothing for ``send_timeout`` seconds.
             ValueError: text that UTF-8 cannot hold; the connection stays as it is.
         """
-        if not self._outbox.has_room_for(payload):
+        if not self.has_room_for(payload):
             try:
                 async with self._clock.timeout(self.limits.send_timeout or None):
                     await self._outbox.wait_for_room(payload)
@@ -214,6 +223,10 @@ class Connection:
         self.post(payload)
         if not self.is_open:
             raise self._closed()
+
+    def has_room_for(self, payload: str | bytes) -> bool:
+        """Tell whether ``send`` would not wait."""
+        return self._outbox.has_room_for(payload)
 
     def post(self, payload: str | bytes) -> None:
         """Put a message to this peer into the outbox, without waiting.
@@ -232,7 +245,8 @@ class Connection:
 
     def hear(self, joined: bytes, said: Sequence[Outgoing], now: float) -> None:
         """Take what a room said in this turn: one by one, and as joined frames."""
-        if not self.is_open:
+        # once for each delivery: no call that it could do without
+        if self._lifecycle.state is not _OPEN:
             return
         wire = self._wire
         if (
@@ -289,6 +303,77 @@ class Connection:
         self._deadline.enforce()
         # what we ended takes no message any more, one that came in time included
         return message if self.ending is None else None
+
+    async def each(self, take: Take) -> None:
+        """Have every message taken, one after another, until the connection ends.
+
+        Over our own server's wire that is done as a message comes in, without waking
+        a task for it.
+        """
+        self._take = take
+        wire = self._wire
+        try:
+            while True:
+                if wire is not None and not wire.has_unread:
+                    wire.on_message = self._take_at_once
+                message = await self._receive()
+                if message is None:
+                    break
+                work = take(self, message)
+                if work is not None:
+                    await work
+            if self._taking is not None:
+                await self._taking
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            self._take = self._failure = None
+            if wire is not None:
+                wire.on_message = None
+            if self._taking is not None:
+                self._taking.cancel()
+
+    def _take_at_once(self, message: str | bytes) -> bool:
+        """Take what has just come in; return whether the next may follow at once."""
+        self._deadline.enforce()
+        if not self.is_open or not self._within_limits(message):
+            return True  # it is over: what follows is only overheard
+        assert self._take is not None  # noqa: S101 - ``each`` runs
+        try:
+            if self._renew is not None and _is_renewal(message):
+                work: Awaitable[None] | None = self.renew(message)
+            else:
+                work = self._take(self, message)
+        except Exception as failure:
+            self._fail(failure)
+            return True
+        loop = asyncio.get_running_loop()
+        if work is not None:
+            self._taking = loop.create_task(self._finish_taking(work))
+            return False
+        self._in_a_row += 1
+        if self._in_a_row < MAX_IN_A_ROW and self._outbox.has_room:
+            return True
+        self._in_a_row = 0
+        loop.call_soon(self._read_on)
+        return False
+
+    async def _finish_taking(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception as failure:
+            self._fail(failure)
+        self._taking = None
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self._wire is not None and self._wire.on_message is not None:
+            self._wire.read_on()
+
+    def _fail(self, failure: Exception) -> None:
+        """A message could not be taken, for a fault of ours: ``each`` ends with it."""
+        self._failure = failure
+        self.end(close_codes.INTERNAL_ERROR, flush=True)
 
     async def _receive(self) -> str | bytes | None:
         while self.is_open:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Literal
 
 from authws import close_codes
@@ -171,8 +171,10 @@ class Hub:
         connection.post(messages.left(name))
         await self._unsubscribe_if_empty(name)
 
-    async def publish(self, connection: Connection, message: messages.Publish) -> None:
-        """Send a message to a room's members.
+    def publish(
+        self, connection: Connection, message: messages.Publish
+    ) -> Awaitable[None] | None:
+        """Send a message to a room's members; None: that is done already.
 
         Raises:
             MessageError: ``forbidden``, ``not_joined``; nobody received it then.
@@ -184,13 +186,15 @@ class Hub:
             raise MessageError("forbidden", "no scope to publish here", message.id)
         at = self._clock.now()
         if not connection.lives_at(at):  # its time ran out since this was received
-            return
+            return None
         body = messages.room_message(
             name, connection.principal.subject, message.data, at
         )
-        await self._broker.publish(name, body)
-        if message.id is not None:
-            connection.post(messages.ack(message.id))
+        handed_over = self._broker.publish(name, body)
+        if handed_over is not None:
+            return _acknowledge_once(handed_over, connection, message.id)
+        _acknowledge(connection, message.id)
+        return None
 
     def _put_in(self, connection: Connection, name: str, room: Room) -> None:
         subject = connection.principal.subject
@@ -310,6 +314,18 @@ class Hub:
             del waiting[-batch:]
             if waiting:
                 await self._clock.sleep(FAREWELL_TICK)
+
+
+async def _acknowledge_once(
+    handed_over: Awaitable[None], connection: Connection, message: messages.MessageId
+) -> None:
+    await handed_over
+    _acknowledge(connection, message)
+
+
+def _acknowledge(connection: Connection, message: messages.MessageId) -> None:
+    if message is not None:
+        connection.post(messages.ack(message))
 
 
 def _user(principal: Principal) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from authws import close_codes
 from authws.decisions import messages
 from authws.decisions.limits import Limit
@@ -13,10 +15,12 @@ from authws.live.security_log import SecurityLog
 __all__ = ["RoomProtocol", "echo"]
 
 
-async def echo(connection: Connection) -> None:
-    """Return every message unchanged."""
-    async for message in connection:
-        await connection.send(message)
+def echo(connection: Connection, message: str | bytes) -> Awaitable[None] | None:
+    """Return a message unchanged."""
+    if not connection.has_room_for(message):
+        return connection.send(message)
+    connection.post(message)
+    return None
 
 
 class RoomProtocol:
@@ -26,32 +30,45 @@ class RoomProtocol:
         self._hub = hub
         self._log = log
 
-    async def serve(self, connection: Connection) -> None:
-        """Take a connection's messages until it ends."""
-        async for message in connection:
-            if isinstance(message, bytes):
-                connection.end(close_codes.BINARY_UNSUPPORTED)
-                return
-            try:
-                await self._take(connection, messages.parse(message))
-                connection.strikes = 0
-            except MessageError as refusal:
-                self._refuse(connection, refusal)
+    def take(
+        self, connection: Connection, message: str | bytes
+    ) -> Awaitable[None] | None:
+        """Do what a message asks for; return what the next has to wait for."""
+        if isinstance(message, bytes):
+            connection.end(close_codes.BINARY_UNSUPPORTED)
+            return None
+        try:
+            work = self._take(connection, messages.parse(message))
+        except MessageError as refusal:
+            self._refuse(connection, refusal)
+            return None
+        if work is not None:
+            return self._finish(connection, work)
+        connection.strikes = 0
+        return None
 
-    async def _take(
+    def _take(
         self, connection: Connection, message: messages.ClientMessage
-    ) -> None:
+    ) -> Awaitable[None] | None:
         match message:
             case messages.Publish():
-                await self._hub.publish(connection, message)
+                return self._hub.publish(connection, message)
             case messages.Join():
-                await self._hub.join(connection, message.room)
+                return self._hub.join(connection, message.room)
             case messages.Leave():
-                await self._hub.leave(connection, message.room)
+                return self._hub.leave(connection, message.room)
             case messages.Ping():
                 connection.post(messages.pong(message.id))
+                return None
             case messages.Auth():  # pragma: no cover - the connection takes these
                 raise MessageError("malformed", "auth is not expected here")
+
+    async def _finish(self, connection: Connection, work: Awaitable[None]) -> None:
+        try:
+            await work
+            connection.strikes = 0
+        except MessageError as refusal:
+            self._refuse(connection, refusal)
 
     def _refuse(self, connection: Connection, refusal: MessageError) -> None:
         """Answer ``error``; a peer that does little else is closed."""

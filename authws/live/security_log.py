@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from authws.clock import Clock
-from authws.decisions.redaction import Redacted, redact
+from authws.decisions.redaction import redact
 
 __all__ = ["LOGGER_NAME", "SecurityLog"]
 
@@ -43,6 +43,9 @@ class SecurityLog:
         self._clock = clock
         self._logger = logging.getLogger(LOGGER_NAME)
         self._listener = listener
+        self._blank = logging.LogRecord(
+            LOGGER_NAME, logging.INFO, __file__, 0, "", (), None
+        )
 
     def write(
         self,
@@ -65,7 +68,8 @@ class SecurityLog:
         self.count(event, reason=reason, limit=limit)
         if not self._logger.isEnabledFor(logging.INFO):
             return
-        line = f'{{"time": "{_timestamp(self._clock.now())}", "event": "{event}"'
+        now = self._clock.now()
+        line = f'{{"time": "{_timestamp(now)}", "event": "{event}"'
         if reason:
             line += f', "reason": {_remembered(reason)}'
         if detail:
@@ -81,20 +85,22 @@ class SecurityLog:
                 line += f', "{name}": {_remembered(value)}'
         if connection:
             line += f', "connection": "{connection}"'
-        self._log(Redacted(line + "}"))
+        self._logger.handle(self._record(line + "}", now))
 
     def count(self, event: str, *, reason: str = "", limit: str = "") -> None:
         """Count an event without a line: a peer may bring about many of its kind."""
         if self._listener is not None:
             self._listener(event, reason, limit)
 
-    def _log(self, line: Redacted) -> None:
-        # not ``info``, which walks the stack to find out that it is this module
-        self._logger.handle(
-            self._logger.makeRecord(
-                LOGGER_NAME, logging.INFO, __file__, 0, line, (), None
-            )
-        )
+    def _record(self, line: str, now: float) -> logging.LogRecord:
+        """Make a log record; all of ours come from the same place in the same process,
+        which ``logging`` would find out anew for each."""
+        record = object.__new__(logging.LogRecord)
+        record.__dict__.update(self._blank.__dict__)
+        record.msg = line
+        record.created = now
+        record.msecs = now % 1 * 1000
+        return record
 
 
 def _timestamp(now: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from authws.clock import Clock
 from authws.decisions.passwords import PasswordError
 from authws.decisions.redaction import install_log_redaction
 from authws.exceptions import AuthError
-from authws.live.connection import Connection
+from authws.live.connection import Take
 from authws.live.door import DoorStyle, NotAdmittedError
 from authws.live.rooms import RoomProtocol, echo
 from authws.service.accounts import BadCredentialsError
@@ -106,7 +106,7 @@ class _Service(FastAPI):
 
 def websocket_endpoints(house: House) -> dict[str, Endpoint]:
     """The service's six WebSocket endpoints, by path."""
-    rooms = RoomProtocol(house.hub, house.log).serve
+    rooms = RoomProtocol(house.hub, house.log).take
     endpoints: dict[str, Endpoint] = {}
     for strategy in (house.query_param, house.first_message, house.session_cookie):
         path = "/ws/" + strategy.name.replace("_", "-")
@@ -119,13 +119,13 @@ def _endpoint(
     house: House,
     strategy: Strategy,
     style: DoorStyle,
-    serve: Callable[[Connection], Awaitable[None]],
+    take: Take,
 ) -> Endpoint:
     async def endpoint(handshake: Handshake) -> None:
         try:
             opened = house.door.open_connection(strategy, handshake, style)
             async with opened as connection:
-                await serve(connection)
+                await connection.each(take)
         except NotAdmittedError:
             return
 

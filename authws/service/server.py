@@ -33,7 +33,7 @@ from authws.decisions.limits import Headcount
 from authws.decisions.redaction import install_log_redaction, log_failure
 from authws.exceptions import ConfigurationError
 from authws.service.protocols import (
-    HttpProtocol,
+    ArrivalProtocol,
     ProtocolLimits,
     WebSocketProtocol,
 )
@@ -76,7 +76,7 @@ class ServerConfig(uvicorn.Config):
         )
         """Who has connected and not sent a whole head yet, by the system's address."""
         self.drain = drain
-        super().__init__(app, http=HttpProtocol, ws=WebSocketProtocol, **options)
+        super().__init__(app, http=ArrivalProtocol, ws=WebSocketProtocol, **options)
 
     def configure_logging(self) -> None:
         """Set up the loggers; each worker process calls this for itself."""

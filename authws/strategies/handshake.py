@@ -38,6 +38,17 @@ class Wire(Protocol):
 
     on_writable: Callable[[], object] | None
     """Called when the peer takes more again."""
+    on_message: Callable[[str | bytes], bool] | None
+    """Takes the peer's messages as they come, in place of ``receive``, which only tells
+    of the end then. It returns whether it takes the next one at once; if not, nothing
+    is read until ``read_on``."""
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether there are messages that came before ``on_message`` was there."""
+
+    def read_on(self) -> None:
+        """Let ``on_message`` have the next."""
 
     @property
     def is_writable(self) -> bool:
@@ -58,14 +69,16 @@ class Credentials:
 
     __slots__ = ("_headers", "_scheme", "_server", "address", "query_string")
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, *, owns_scope: bool = False) -> None:
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
         self._scheme: str = scope.get("scheme", "http")
         self._server: tuple[str, int | None] | None = scope.get("server")
         client = scope.get("client")
         self.address: str = client[0] if client else ""
         """The peer's address, as the server believes it."""
-        self.query_string = _take_query(scope)
+        self.query_string: bytes = (
+            scope.pop("query_string", b"") if owns_scope else _take_query(scope)
+        )
 
     @property
     def here(self) -> Origin | None:
@@ -121,7 +134,7 @@ class Handshake:
         self._owns_scope = owns_scope
         self._receive = receive
         self._send = send
-        self.credentials = Credentials(scope)
+        self.credentials = Credentials(scope, owns_scope=owns_scope)
         self.accepted = False
         self.closed = False
         """A close frame, or an HTTP refusal, was handed to the server."""

@@ -33,7 +33,7 @@ class House(Engine):
     async def say(self, connection: Connection, room: str, data: str) -> None:
         """Publish; with the embedded broker it waits for nothing."""
         said = messages.Publish(room=room, data=msgspec.Raw(f'"{data}"'.encode()))
-        await self.hub.publish(connection, said)
+        self.hub.publish(connection, said)
 
 
 @asynccontextmanager

@@ -221,7 +221,7 @@ async def test_slow_room_costs_a_healthy_peer_nothing(tmp_path: Path) -> None:
             if not asked:
                 asked.append(time.monotonic())
                 await asyncio.sleep(SLOW)
-            await publish(channel, data)
+            publish(channel, data)
 
         broker.publish = slowly  # type: ignore[method-assign]
         async with enter(service, "/ws/query-param", alice) as peer:

@@ -39,11 +39,13 @@ def test_a_line_is_written_as_it_comes(handler: LineHandler, path: Path) -> None
 def test_the_lines_of_a_turn_are_written_at_its_end(
     handler: LineHandler, path: Path
 ) -> None:
+    read = path.read_text
+
     async def turn() -> tuple[str, str]:
         say(handler, "one", "two")
-        during = path.read_text()
+        during = read()
         await asyncio.sleep(0)
-        return during, path.read_text()
+        return during, read()
 
     assert asyncio.run(turn()) == ("", "one\ntwo\n")
 
@@ -52,9 +54,9 @@ def test_what_waits_is_written_at_the_end(handler: LineHandler, path: Path) -> N
     async def turn() -> None:
         say(handler, "one")
         handler.close()
-        assert path.read_text() == "one\n"
 
     asyncio.run(turn())
+    assert path.read_text() == "one\n"
 
 
 def test_what_was_there_stays(path: Path) -> None:

@@ -7,8 +7,14 @@ say, and speak WebSocket themselves, for the sake of what an idle peer costs.
 
 from __future__ import annotations
 
+from authws.service.protocols.arrival import ArrivalProtocol
 from authws.service.protocols.http import HttpProtocol
 from authws.service.protocols.limits import ProtocolLimits
 from authws.service.protocols.websocket import WebSocketProtocol
 
-__all__ = ["HttpProtocol", "ProtocolLimits", "WebSocketProtocol"]
+__all__ = [
+    "ArrivalProtocol",
+    "HttpProtocol",
+    "ProtocolLimits",
+    "WebSocketProtocol",
+]

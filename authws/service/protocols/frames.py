@@ -13,7 +13,6 @@ from typing import Protocol
 
 from websockets.exceptions import ProtocolError
 from websockets.frames import Close, CloseCode
-from websockets.utils import apply_mask
 
 from authws import close_codes
 from authws.decisions.frames import (
@@ -25,6 +24,11 @@ from authws.decisions.frames import (
 )
 from authws.decisions.limits import TokenBucket
 from authws.service.protocols.limits import ProtocolLimits
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # where no wheel was built for it
+    from websockets.utils import apply_mask
 
 __all__ = [
     "FrameParser",
@@ -76,12 +80,13 @@ class FrameParser:
         "_control",
         "_fragments",
         "_is_done",
-        "_is_paused",
+        "_is_feeding",
         "_kind",
         "_limits",
         "_parts",
         "_rest",
         "_size",
+        "is_paused",
         "max_message_size",
         "messages",
     )
@@ -108,12 +113,14 @@ class FrameParser:
         self._size = 0
         self._fragments = 0
         self._is_done = False
-        self._is_paused = False
+        self._is_feeding = False
+        self.is_paused = False
+        """Whether nothing is looked at for now."""
 
     @property
     def within_message(self) -> bool:
         """Whether a message, or a frame, has begun and, for all we know, not ended."""
-        if self._is_paused:
+        if self.is_paused:
             return False  # it may be whole: it was not looked at
         return self._rest is not None or self._kind != CONTINUATION
 
@@ -125,12 +132,13 @@ class FrameParser:
 
     def pause(self) -> None:
         """Look at no further frame: who hears them has enough for now."""
-        self._is_paused = True
+        self.is_paused = True
 
     def resume(self, sink: FrameSink) -> None:
         """Go on with what was kept."""
-        self._is_paused = False
-        if self._rest is not None:
+        self.is_paused = False
+        # a sink that was just told a message may say so: the loop goes on by itself
+        if self._rest is not None and not self._is_feeding:
             self.feed(b"", sink)
 
     def feed(self, data: bytes | bytearray, sink: FrameSink) -> None:
@@ -144,8 +152,9 @@ class FrameParser:
             self._rest += data
             data = self._rest
         at = 0
+        self._is_feeding = True
         try:
-            while not (self._is_done or self._is_paused):
+            while not (self._is_done or self.is_paused):
                 end = self._parse_frame(data, at, sink)
                 if end == at:
                     break
@@ -153,6 +162,8 @@ class FrameParser:
         except _ViolationError as violation:
             self.stop()
             sink.protocol_violated(violation.code, violation.reason)
+        finally:
+            self._is_feeding = False
         if not self._is_done:
             self._keep(data, at)
 

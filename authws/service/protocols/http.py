@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-__all__ = ["HttpProtocol"]
+__all__ = ["HttpProtocol", "pending_of"]
 
 
 class _Reading(Enum):
@@ -44,6 +44,12 @@ _UNCOUNTED = Headcount(0, 0)
 """For a configuration that is not ours."""
 
 
+def pending_of(config: Config) -> Headcount:
+    """Who has connected to this server and not sent a whole head yet."""
+    pending: Headcount = getattr(config, "pending", _UNCOUNTED)
+    return pending
+
+
 class HttpProtocol(HttpToolsProtocol):
     """Uvicorn's HTTP protocol, with the bounds of ``config.protocol_limits``."""
 
@@ -58,7 +64,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.limits: ProtocolLimits = getattr(
             config, "protocol_limits", ProtocolLimits()
         )
-        self._pending: Headcount = getattr(config, "pending", _UNCOUNTED)
+        self._pending = pending_of(config)
         self._is_pending = False
         # A connection owes us a head from its first moment on.
         self._reading = _Reading.HEAD
@@ -71,6 +77,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._finished = False
         self._watched = (0, _Reading.NOTHING)
         self._deadline: asyncio.TimerHandle | None = None
+        self.head_due_at: float | None = None
+        """When the first head must be there, by the event loop's clock, if its time
+        began before this object."""
         self._cutoff: asyncio.TimerHandle | None = None
 
     # ----------------------------------------------------------------- the connection
@@ -223,9 +232,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.connections.discard(self)
         protocol = WebSocketProtocol(self.config, self.server_state)
         self.transport.set_protocol(protocol)
-        task = protocol.open(self.transport, cast(dict[str, Any], self.scope), self.url)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        protocol.start(self.transport, cast(dict[str, Any], self.scope), self.url)
         # It holds our callbacks, and so us: without it nothing is left of this object.
         self.parser = None  # type: ignore[assignment]
 
@@ -253,11 +260,22 @@ class HttpProtocol(HttpToolsProtocol):
         self._watched = stage
         if self._reading is not _Reading.NOTHING:
             timeout = (
-                self.limits.head_timeout
+                self._head_time
                 if self._reading is _Reading.HEAD
                 else self.limits.body_timeout
             )
             self._deadline = self.loop.call_later(timeout, self._too_slow)
+
+    @property
+    def _head_time(self) -> float:
+        """Seconds that the head that is arriving has."""
+        if self._message > 1 or self.head_due_at is None:
+            return self.limits.head_timeout
+        return max(0.0, self.head_due_at - self.loop.time())
+
+    def give_up_head(self) -> None:
+        """Refuse a head that did not come in time."""
+        self._too_slow()
 
     def _unwatch(self) -> None:
         if self._deadline is not None:

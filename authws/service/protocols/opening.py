@@ -20,6 +20,7 @@ from authws.service.protocols.limits import (
 __all__ = [
     "HttpResponse",
     "accept_value",
+    "is_nonce",
     "subprotocols",
     "switching_protocols",
     "upgrade_refusal",
@@ -58,7 +59,7 @@ def upgrade_refusal(
         return BAD_HANDSHAKE
     if _values(headers, b"sec-websocket-version") != [b"13"]:
         return VERSION_UNSUPPORTED
-    if len(keys) != 1 or not _is_nonce(keys[0]):
+    if len(keys) != 1 or not is_nonce(keys[0]):
         return BAD_HANDSHAKE
     if not all(map(_TOKEN.fullmatch, _offered(headers))):
         return BAD_HANDSHAKE
@@ -149,7 +150,8 @@ def _offered(headers: Headers) -> list[bytes]:
     ]
 
 
-def _is_nonce(key: bytes) -> bool:
+def is_nonce(key: bytes) -> bool:
+    """Tell whether it may be a ``Sec-WebSocket-Key``: 16 bytes in base64."""
     return _KEY.fullmatch(key) is not None and len(b64decode(key)) == 16
 
 

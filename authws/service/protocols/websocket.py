@@ -105,9 +105,11 @@ class WebSocketProtocol(asyncio.Protocol):
         "_read_on_at",
         "_response",
         "_stage",
+        "_tasks",
         "_waiter",
         "_watched_message",
         "is_limited",
+        "on_message",
         "on_writable",
         "transport",
     )
@@ -119,6 +121,7 @@ class WebSocketProtocol(asyncio.Protocol):
         )
         self._loop = asyncio.get_running_loop()
         self._connections = state.connections
+        self._tasks = state.tasks
         self._headers = state.default_headers
         self._client: tuple[str, int] | None = None
         self._path = ""
@@ -139,6 +142,8 @@ class WebSocketProtocol(asyncio.Protocol):
         """What the app has not taken; most of the time it waits for the next."""
         self._waiter: asyncio.Future[None] | None = None
         self._is_reading_paused = False
+        self.on_message: Callable[[str | bytes], bool] | None = None
+        """Takes messages in place of the app's ``receive``; see ``Wire``."""
         self.on_writable: Callable[[], object] | None = None
         """Called when the peer takes more again."""
         self._drained: asyncio.Event | None = None
@@ -156,9 +161,9 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # ----------------------------------------------------------------- the connection
 
-    def open(
+    def start(
         self, transport: asyncio.Transport, request: Scope, target: bytes
-    ) -> asyncio.Task[None]:
+    ) -> None:
         """Take over a request whose head was held to our limits, and ask the app.
 
         ``request`` is its HTTP scope, which becomes the WebSocket's.
@@ -187,7 +192,9 @@ class WebSocketProtocol(asyncio.Protocol):
         }
         self._path = request["path"]
         self._tell({"type": "websocket.connect"})
-        return self._loop.create_task(self._run_app(request))
+        task = self._loop.create_task(self._run_app(request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the app, and let go of everything."""
@@ -250,10 +257,15 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._stage is not Stage.OPEN:
             self._overhear()
             return
-        kind = "text" if isinstance(message, str) else "bytes"
-        self._tell({"type": "websocket.receive", kind: message})
-        if self._events is not None and len(self._events) >= MAX_EVENTS:
+        if self.on_message is not None:
+            if self.on_message(message):
+                return
             self._parser.pause()
+        else:
+            kind = "text" if isinstance(message, str) else "bytes"
+            self._tell({"type": "websocket.receive", kind: message})
+            if self._events is not None and len(self._events) >= MAX_EVENTS:
+                self._parser.pause()
         if not self._is_reading_paused:
             self._is_reading_paused = True
             self.transport.pause_reading()
@@ -321,6 +333,17 @@ class WebSocketProtocol(asyncio.Protocol):
             self._read_on_at = self._loop.time()
         return event
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether messages wait for the app's ``receive``."""
+        return self._events is not None
+
+    def read_on(self) -> None:
+        """Let ``on_message`` have the next; what we read then may be a pong."""
+        self._read_on()
+        if self._ping_payload:
+            self._read_on_at = self._loop.time()
+
     def _read_on(self, *, anyway: bool = False) -> None:
         """Look at more of what was read; read on once the app has taken all of that.
 
@@ -330,7 +353,8 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._parser.resume(self)
         self._watch_message()
-        if self._is_reading_paused and (anyway or self._events is None):
+        takes_more = self._events is None and not self._parser.is_paused
+        if self._is_reading_paused and (anyway or takes_more):
             self._is_reading_paused = False
             self.transport.resume_reading()
 
