@@ -137,12 +137,7 @@ def parse_auth(text: str) -> Auth:
     if _too_deep(text):
         raise MessageError("auth_malformed", "JSON nested too deep")
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
-            parse_int=float,  # no number matters here, and a long int costs time
-        )
+        value = _strict(text)
     except (ValueError, RecursionError):
         raise MessageError("auth_malformed", "not one JSON object") from None
     if not isinstance(value, dict):
@@ -352,3 +347,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+_strict = json.JSONDecoder(
+    object_pairs_hook=_unique,
+    parse_constant=_refuse_constant,
+    parse_int=float,  # no number matters here, and a long int costs time
+).decode

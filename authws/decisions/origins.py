@@ -54,12 +54,9 @@ class Origin:
         Raises:
             ValueError: it is not an http or https origin; ``null`` is not.
         """
-        match = ORIGIN.fullmatch(text) if len(text) <= MAX_ORIGIN else None
-        if match is None:
-            raise ValueError("not an origin such as https://app.example.com")
-        scheme = match["scheme"].lower()
-        port = _port(match["port"]) or DEFAULT_PORTS[scheme]
-        return cls(scheme, _canonical_host(match["host"]), port)
+        if len(text) > MAX_ORIGIN:
+            raise ValueError("longer than any origin")
+        return _origin(text)
 
     @property
     def is_trustworthy(self) -> bool:
@@ -187,6 +184,16 @@ def _port(text: str | None) -> int | None:
     if port is not None and port > 65535:
         raise ValueError("no such port")
     return port
+
+
+@lru_cache(maxsize=1024)
+def _origin(text: str) -> Origin:
+    match = ORIGIN.fullmatch(text)
+    if match is None:
+        raise ValueError("not an origin such as https://app.example.com")
+    scheme = match["scheme"].lower()
+    port = _port(match["port"]) or DEFAULT_PORTS[scheme]
+    return Origin(scheme, _canonical_host(match["host"]), port)
 
 
 @lru_cache(maxsize=1024)

@@ -23,6 +23,7 @@ from jwt.algorithms import Algorithm, get_default_algorithms
 from jwt.api_jws import PyJWS
 
 from authws.decisions.keys import AlgorithmName, KeyRing, SigningKey
+from authws.decisions.verified_tokens import VerifiedTokens
 from authws.exceptions import (
     ConfigurationError,
     ExpiredTokenError,
@@ -191,6 +192,7 @@ class TokenVerifier:
         require_session: demand ``sid`` and ``jti``, and ``typ`` to the letter, as our
             own tokens carry them. False is for a foreign issuer: it also admits
             ``aud`` as a list of one, and ``typ`` in any spelling of its media type.
+        verified: remembers what was verified a moment ago; without it nothing is.
 
     Raises:
         ConfigurationError: a limit is out of bounds.
@@ -207,6 +209,7 @@ class TokenVerifier:
         max_lifetime: float,
         types: Collection[str] | None = None,
         require_session: bool = True,
+        verified: VerifiedTokens[Claims, SigningKey] | None = None,
     ) -> None:
         if not 0 <= leeway <= MAX_LEEWAY:
             raise ConfigurationError(f"leeway is 0 to {MAX_LEEWAY:.0f} seconds")
@@ -221,6 +224,7 @@ class TokenVerifier:
         self._leeway = leeway
         self._max_lifetime = max_lifetime
         self._foreign = not require_session
+        self._verified = verified
         accepted = [TYPES[kind]] if types is None else types
         self._types = frozenset(map(self._spelling, accepted))
 
@@ -231,13 +235,29 @@ class TokenVerifier:
             InvalidTokenError: it is not a token this server accepts.
             ExpiredTokenError: it is in every respect, but its time is over.
         """
-        payload = self._authenticated(token)
-        claims = self._read(_parse(payload, "claims"))
+        claims = self._remembered(token, now)
+        if claims is None:
+            payload, key = self._authenticated(token)
+            claims = self._read(_parse(payload, "claims"))
+            if self._verified is not None:
+                session = claims.session
+                self._verified.remember(
+                    token, claims, key=key, session=session, now=now
+                )
         self._check_times(claims, now)
         return claims
 
-    def _authenticated(self, token: str) -> bytes:
-        """Return the payload of a token whose header and signature hold."""
+    def _remembered(self, token: str, now: float) -> Claims | None:
+        if self._verified is None or len(token) > MAX_TOKEN_BYTES:
+            return None
+        found = self._verified.find(token, now)
+        if found is None:
+            return None
+        claims, key = found
+        return claims if self._keys(key.kid) is key else None
+
+    def _authenticated(self, token: str) -> tuple[bytes, SigningKey]:
+        """Return the payload of a token whose signature holds, and the key of it."""
         if len(token) > MAX_TOKEN_BYTES:
             raise InvalidTokenError("token is too long")
         # [A-Z] and its like match ASCII only: a lone surrogate ends here.
@@ -254,7 +274,7 @@ class TokenVerifier:
             encoded[:payload_end], key.verifying, signature
         ):
             raise InvalidTokenError("token signature does not hold")
-        return payload
+        return payload, key
 
     def _key(self, header: Mapping[str, Any]) -> SigningKey:
         if not header.keys() <= (FOREIGN_HEADER if self._foreign else OWN_HEADER):

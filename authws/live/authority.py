@@ -89,12 +89,15 @@ class SessionRecords:
         clock: Clock,
         *,
         on_extended: Callable[[str, float], None] = lambda session, until: None,
+        on_evicted: Callable[[str], None] = lambda session: None,
     ) -> None:
-        """``on_extended`` is told a session's new end whenever it was used again."""
+        """``on_extended`` is told a session's new end whenever it was used again,
+        ``on_evicted`` of each session of which nothing must be remembered any more."""
         self._sessions = sessions
         self._revocations = revocations
         self._clock = clock
         self._on_extended = on_extended
+        self._on_evicted = on_evicted
         self._cached: OrderedDict[str, SessionRecord] = OrderedDict()
 
     async def get(self, session: str) -> SessionRecord | None:
@@ -122,11 +125,12 @@ class SessionRecords:
     def evict(self, session: str) -> None:
         """Read this session's row again when it is next asked for."""
         self._cached.pop(session, None)
+        self._on_evicted(session)
 
     def evict_subject(self, subject: str) -> None:
         """Read all rows of a subject again when they are next asked for."""
         for record in [r for r in self._cached.values() if r.subject == subject]:
-            del self._cached[record.id]
+            self.evict(record.id)
 
     async def is_over(self, record: SessionRecord) -> bool:
         """Tell whether a session is at its idle or absolute limit."""

@@ -544,7 +544,8 @@ class Connection:
         """Finish: the close frame is sent, or the peer cut off, and no task is left."""
         self._owner = None
         self._deadline.close()
-        await self.close()
+        if self.is_open:
+            await self.close()
         if self._cutoff is not None:
             self._cutoff.cancel()
         patience = 0.0 if self.was_cut else self.limits.close_timeout

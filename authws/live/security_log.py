@@ -69,7 +69,7 @@ class SecurityLog:
         if not self._logger.isEnabledFor(logging.INFO):
             return
         now = self._clock.now()
-        line = f'{{"time": "{_timestamp(now)}", "event": "{event}"'
+        line = f'{{"time": "{_timestamp(int(now * 1000))}", "event": "{event}"'
         if reason:
             line += f', "reason": {_remembered(reason)}'
         if detail:
@@ -103,15 +103,11 @@ class SecurityLog:
         return record
 
 
-def _timestamp(now: float) -> str:
-    """RFC 3339, in UTC, to the millisecond."""
-    second, fraction = divmod(now, 1)
-    return f"{_date_and_time(int(second))}.{int(fraction * 1000):03}+00:00"
-
-
 @lru_cache(maxsize=4)
-def _date_and_time(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+def _timestamp(milliseconds: int) -> str:
+    """RFC 3339, in UTC."""
+    at = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return at.isoformat(timespec="milliseconds")
 
 
 def _clean(value: str) -> str:

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from authws.brokers.base import Broker
 from authws.brokers.memory import MemoryBroker
 from authws.clock import Clock
+from authws.decisions.keys import SigningKey
 from authws.decisions.origins import HostPolicy, Origin, OriginPolicy
 from authws.decisions.session_cookies import (
     COOKIE_NAME,
     SECURE_COOKIE_NAME,
     SessionCookieSigner,
 )
-from authws.decisions.tokens import TokenIssuer, TokenVerifier
+from authws.decisions.tokens import Claims, TokenIssuer, TokenVerifier
+from authws.decisions.verified_tokens import VerifiedTokens
 from authws.exceptions import ConfigurationError, UnavailableError
 from authws.live.authority import HouseAuthority, RemoteTokens, SessionRecords
 from authws.live.connection import ConnectionLimits
@@ -98,6 +100,7 @@ class House:
             audience=settings.audience,
             ticket_audience=ticket_audience(settings),
         )
+        self._verified = VerifiedTokens[Claims, SigningKey]()
         self._access = TokenVerifier(
             secrets.keyring.get,
             issuer=settings.issuer,
@@ -105,6 +108,7 @@ class House:
             kind="access",
             leeway=settings.leeway,
             max_lifetime=86_400,
+            verified=self._verified,
         )
         self._ticket = TokenVerifier(
             secrets.keyring.get,
@@ -162,6 +166,7 @@ class House:
             self.hub.revocations,
             self.clock,
             on_extended=self.hub.extend_session,
+            on_evicted=self._verified.forget,
         )
         self.authority = HouseAuthority(
             access=self._access,
@@ -261,6 +266,7 @@ class House:
             max_lifetime=settings.jwks_max_lifetime,
             types=settings.jwks_token_types,
             require_session=False,
+            verified=VerifiedTokens(),
         )
         return RemoteTokens(self._key_set, verifier, self.keyring.get)
 

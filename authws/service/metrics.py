@@ -3,11 +3,11 @@ address, never anything a peer sent."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Histogram,
     generate_latest,
 )
@@ -29,37 +29,23 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._limits = Counter(
-            "authws_limit_hits",
-            "Times that a peer ran into a limit",
-            ["limit"],
-            registry=self._registry,
-        )
-        for limit in Limit:
-            self._limits.labels(limit)
+        self._limits = dict.fromkeys(map(str, Limit), 0)
+        self._events: Counter[tuple[str, str]] = Counter()
+        """By event and reason. Counted here and not by the library, which takes a lock
+        to be told of one: there are two for every handshake."""
         self._revocation = Histogram(
             "authws_revocation_seconds",
             "From a revocation to the close frame, for each connection that it ended",
             buckets=REVOCATION_BUCKETS,
             registry=self._registry,
         )
-        self._counters: dict[tuple[str, str], Counter] = {}
-        """The children of ``_events``: the library looks each up under a lock."""
-        self._events = Counter(
-            "authws_events",
-            "Security events, as in the security log",
-            ["event", "reason"],
-            registry=self._registry,
-        )
+        self._registry.register(_CountingCollector(self._events, self._limits))
 
     def count_event(self, event: str, reason: str, limit: str) -> None:
         """Count one event of the security log, and the limit that was reached."""
-        counted = self._counters.get((event, reason))
-        if counted is None:
-            counted = self._counters[event, reason] = self._events.labels(event, reason)
-        counted.inc()
+        self._events[event, reason] += 1
         if limit:
-            self._limits.labels(limit).inc()
+            self._limits[limit] += 1
 
     def observe_revocation(self, seconds: float) -> None:
         """Note how long a revoked connection stayed open."""
@@ -72,6 +58,30 @@ class Metrics:
     def render(self) -> bytes:
         """Return the text exposition format."""
         return generate_latest(self._registry)
+
+
+class _CountingCollector(Collector):
+    def __init__(
+        self, events: Mapping[tuple[str, str], int], limits: Mapping[str, int]
+    ) -> None:
+        self._events = events
+        self._limits = limits
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        limits = CounterMetricFamily(
+            "authws_limit_hits", "Times that a peer ran into a limit", labels=["limit"]
+        )
+        for limit, count in self._limits.items():
+            limits.add_metric([limit], count)
+        yield limits
+        events = CounterMetricFamily(
+            "authws_events",
+            "Security events, as in the security log",
+            labels=["event", "reason"],
+        )
+        for labels, count in tuple(self._events.items()):
+            events.add_metric(labels, count)
+        yield events
 
 
 class _LiveCollector(Collector):

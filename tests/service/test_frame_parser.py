@@ -244,3 +244,38 @@ def test_nothing_is_heard_after_the_close_frame() -> None:
     parser.feed(raw_frame(TEXT, b"late"), told)
     assert [kind for kind, _ in told.heard] == ["close"]
     assert not parser.within_message
+
+
+@dataclass
+class Hesitant(Ours):
+    """A sink that pauses now and then, and may change its mind before it returns."""
+
+    parser: FrameParser = field(kw_only=True)
+    whims: list[int] = field(kw_only=True)
+
+    def message_received(self, message: str | bytes) -> None:
+        super().message_received(message)
+        whim = self.whims.pop() if self.whims else 0
+        if whim:
+            self.parser.pause()
+        if whim == 2:
+            self.parser.resume(self)
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(
+    conversations(),
+    st.lists(st.integers(0, 1 << 16), max_size=6),
+    st.lists(st.integers(0, 2), max_size=20),
+)
+def test_a_pause_loses_and_repeats_nothing(
+    data: bytes, cuts: list[int], whims: list[int]
+) -> None:
+    parser = FrameParser(max_message_size=MAX_SIZE, limits=UNLIMITED, clock=lambda: 0.0)
+    told = Hesitant(parser=parser, whims=whims)
+    for chunk in pieces(data, cuts):
+        parser.feed(chunk, told)
+    while parser.is_paused:
+        parser.resume(told)
+    expected = ours([data])
+    assert (told.heard, told.failed) == (expected.heard, expected.failed)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from authws.decisions.limits import Headcount, household
 from authws.decisions.messages import SUBPROTOCOL
 from authws.service.protocols.http import HttpProtocol, pending_of
-from authws.service.protocols.limits import ProtocolLimits
+from authws.service.protocols.limits import ProtocolLimits, limits_of
 from authws.service.protocols.opening import is_nonce
 from authws.service.protocols.websocket import WebSocketProtocol
 
@@ -98,9 +98,7 @@ class ArrivalProtocol(asyncio.Protocol):
         self._state = server_state
         self._app_state = app_state
         self._loop = _loop or asyncio.get_running_loop()
-        self._limits: ProtocolLimits = getattr(
-            config, "protocol_limits", ProtocolLimits()
-        )
+        self._limits: ProtocolLimits = limits_of(config)
         self._pending: Headcount | None = None
         self._client: tuple[str, int] | None = None
         self._address = ""

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from authws.decisions.limits import Headcount, household
 from authws.service.protocols import limits
 from authws.service.protocols.closing import linger
-from authws.service.protocols.limits import ProtocolLimits, Refusal
+from authws.service.protocols.limits import ProtocolLimits, Refusal, limits_of
 from authws.service.protocols.opening import upgrade_refusal
 from authws.service.protocols.websocket import WebSocketProtocol
 
@@ -61,9 +61,7 @@ class HttpProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.limits: ProtocolLimits = getattr(
-            config, "protocol_limits", ProtocolLimits()
-        )
+        self.limits: ProtocolLimits = limits_of(config)
         self._pending = pending_of(config)
         self._is_pending = False
         # A connection owes us a head from its first moment on.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-__all__ = ["Headers", "ProtocolLimits", "Refusal"]
+__all__ = ["Headers", "ProtocolLimits", "Refusal", "limits_of"]
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Names in lower case, values as they came."""
@@ -44,6 +44,15 @@ class ProtocolLimits:
     """Of one message, empty fragments included."""
     control_rate: float = 100.0
     """Pings and pongs per second, on average; as many at once. 0 is off."""
+
+
+_DEFAULT = ProtocolLimits()
+
+
+def limits_of(config: object) -> ProtocolLimits:
+    """The bounds of a server's configuration; the defaults for one that is not ours."""
+    limits: ProtocolLimits = getattr(config, "protocol_limits", _DEFAULT)
+    return limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import sha1
 from http import HTTPStatus
 
@@ -31,6 +31,10 @@ _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 """16 bytes in base64 (RFC 6455, 4.1)."""
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 """RFC 9110, 5.6.2."""
+_SWITCHING = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+    b"Connection: Upgrade\r\nSec-WebSocket-Accept: "
+)
 _LINE_BREAK = re.compile(rb"[\r\n\0]")
 
 
@@ -85,15 +89,7 @@ def switching_protocols(
     Raises:
         ValueError: a header that would not be one.
     """
-    return _head(
-        b"101 Switching Protocols",
-        (
-            (b"Upgrade", b"websocket"),
-            (b"Connection", b"Upgrade"),
-            (b"Sec-WebSocket-Accept", accepts),
-            *headers,
-        ),
-    )
+    return b"".join([_SWITCHING, accepts, b"\r\n", *_lines(headers), b"\r\n"])
 
 
 class HttpResponse:
@@ -128,12 +124,14 @@ class HttpResponse:
 
 
 def _head(status: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    lines = [b"HTTP/1.1 " + status]
+    return b"".join([b"HTTP/1.1 ", status, b"\r\n", *_lines(headers), b"\r\n"])
+
+
+def _lines(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
     for name, value in headers:
         if _LINE_BREAK.search(name) or _LINE_BREAK.search(value):
             raise ValueError(f"the response header {name!r} holds a line break")
-        lines.append(name + b": " + value)
-    return b"\r\n".join([*lines, b"", b""])
+        yield name + b": " + value + b"\r\n"
 
 
 def _values(headers: Headers, wanted: bytes) -> list[bytes]:

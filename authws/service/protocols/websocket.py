@@ -35,6 +35,7 @@ from authws.service.protocols.limits import (
     RESTARTING,
     ProtocolLimits,
     Refusal,
+    limits_of,
 )
 from authws.service.protocols.opening import (
     HttpResponse,
@@ -116,9 +117,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def __init__(self, config: Config, state: ServerState) -> None:
         self._config = config
-        self._limits: ProtocolLimits = getattr(
-            config, "protocol_limits", ProtocolLimits()
-        )
+        self._limits: ProtocolLimits = limits_of(config)
         self._loop = asyncio.get_running_loop()
         self._connections = state.connections
         self._tasks = state.tasks
