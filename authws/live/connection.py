@@ -84,6 +84,42 @@ class Connection:
     limits are enforced here, with no code in the handler.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_buckets",
+        "_clock",
+        "_cutoff",
+        "_deadline",
+        "_failure",
+        "_giving_up",
+        "_handshake",
+        "_in_a_row",
+        "_inbox",
+        "_lifecycle",
+        "_outbox",
+        "_owner",
+        "_pumping",
+        "_renew",
+        "_take",
+        "_taking",
+        "_turn",
+        "_was_asked",
+        "_wire",
+        "_writer",
+        "address",
+        "closed_at",
+        "id",
+        "limit",
+        "limits",
+        "opened_at",
+        "over",
+        "renewed",
+        "revoked_at",
+        "rooms",
+        "strikes",
+        "was_cut",
+    )
+
     def __init__(
         self,
         handshake: Handshake,

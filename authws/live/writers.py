@@ -54,6 +54,8 @@ class Speaker(Protocol):
 class Writer(ABC):
     """Writes while there is something, then says why it ends."""
 
+    __slots__ = ("_handshake", "_outbox", "_speaker", "has_said_why")
+
     def __init__(self, handshake: Handshake, outbox: Outbox, speaker: Speaker) -> None:
         self._handshake = handshake
         self._outbox = outbox
@@ -89,6 +91,8 @@ class Writer(ABC):
 
 class WireWriter(Writer):
     """Writes frames to our own server's transport, at once."""
+
+    __slots__ = ("_all_said", "_wire")
 
     def __init__(
         self, wire: Wire, handshake: Handshake, outbox: Outbox, speaker: Speaker
@@ -151,6 +155,8 @@ class WireWriter(Writer):
 
 class AsgiWriter(Writer):
     """Writes ASGI messages, in a task of its own."""
+
+    __slots__ = ("_is_sending", "_overtaken", "_task", "_wake")
 
     def __init__(self, handshake: Handshake, outbox: Outbox, speaker: Speaker) -> None:
         super().__init__(handshake, outbox, speaker)

@@ -18,6 +18,7 @@ from authws.decisions.messages import SUBPROTOCOL
 from authws.service.protocols.http import HttpProtocol, pending_of
 from authws.service.protocols.limits import ProtocolLimits, limits_of
 from authws.service.protocols.opening import is_nonce
+from authws.service.protocols.timers import Timers
 from authws.service.protocols.websocket import WebSocketProtocol
 
 if TYPE_CHECKING:
@@ -77,13 +78,14 @@ class ArrivalProtocol(asyncio.Protocol):
     __slots__ = (
         "_address",
         "_app_state",
+        "_came_at",
         "_client",
         "_config",
-        "_deadline",
         "_limits",
         "_loop",
         "_pending",
         "_state",
+        "_timers",
         "transport",
     )
 
@@ -102,7 +104,8 @@ class ArrivalProtocol(asyncio.Protocol):
         self._pending: Headcount | None = None
         self._client: tuple[str, int] | None = None
         self._address = ""
-        self._deadline: asyncio.TimerHandle | None = None
+        self._timers = Timers.of(config, self._loop)
+        self._came_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a place among those of whom nothing is known, if there is one."""
@@ -119,9 +122,8 @@ class ArrivalProtocol(asyncio.Protocol):
         self._pending = pending
         pending.enter(self._address)
         self._state.connections.add(self)  # type: ignore[arg-type]
-        self._deadline = self._loop.call_later(
-            self._limits.head_timeout, self._too_slow
-        )
+        self._came_at = self._loop.time()
+        self._timers.head.start(self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pass_on()
@@ -169,11 +171,9 @@ class ArrivalProtocol(asyncio.Protocol):
 
     def _become_http(self) -> HttpProtocol:
         """Let HTTP have the connection, and what is left of the time for its head."""
-        deadline = self._deadline
         self._pass_on()
         http = HttpProtocol(self._config, self._state, self._app_state, self._loop)
-        if deadline is not None:
-            http.head_due_at = deadline.when()
+        http.head_due_at = self._came_at + self._limits.head_timeout
         self.transport.set_protocol(http)
         http.connection_made(self.transport)
         return http
@@ -184,10 +184,7 @@ class ArrivalProtocol(asyncio.Protocol):
         if self._pending is not None:
             self._pending.leave(self._address)
             self._pending = None
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self._timers.head.stop(self._too_slow)
 
     def _too_slow(self) -> None:
-        self._deadline = None
         self._become_http().give_up_head()

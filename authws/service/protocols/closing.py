@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-__all__ = ["linger"]
+__all__ = ["end_our_half"]
 
 
-def linger(
-    transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, timeout: float
-) -> asyncio.TimerHandle:
-    """Stop sending, keep reading, and cut the peer off ``timeout`` seconds later.
+def end_our_half(transport: asyncio.Transport) -> None:
+    """Stop sending, and keep reading; the caller cuts the peer off in a while.
 
     A socket closed while bytes of the peer lie unread sends a reset, and a reset may
     take away the answer that the peer has not read yet (RFC 9112, 9.6). So we end our
@@ -21,4 +19,3 @@ def linger(
             transport.write_eof()
         else:  # TLS has no half-close; its own closing handshake reads on
             transport.close()
-    return loop.call_later(timeout, transport.abort)

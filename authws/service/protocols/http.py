@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from authws.decisions.limits import Headcount, household
 from authws.service.protocols import limits
-from authws.service.protocols.closing import linger
+from authws.service.protocols.closing import end_our_half
 from authws.service.protocols.limits import ProtocolLimits, Refusal, limits_of
 from authws.service.protocols.opening import upgrade_refusal
 from authws.service.protocols.websocket import WebSocketProtocol
@@ -314,7 +314,10 @@ class HttpProtocol(HttpToolsProtocol):
         self.logger.info('%s - refused %d "%s"', peer, refusal.status, refusal.slug)
         self.transport.write(refusal.serialize(self.server_state.default_headers))
         self.flow.resume_reading()
-        self._cutoff = linger(self.transport, self.loop, self.limits.close_timeout)
+        end_our_half(self.transport)
+        self._cutoff = self.loop.call_later(
+            self.limits.close_timeout, self.transport.abort
+        )
 
     def _cut_off_later(self) -> None:
         """End a connection whose peer does not take its last answer."""

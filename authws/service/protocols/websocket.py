@@ -28,7 +28,7 @@ from authws.close_codes import CloseCode
 from authws.decisions.frames import encode_close, encode_message
 from authws.decisions.redaction import log_failure
 from authws.service.protocols import frames
-from authws.service.protocols.closing import linger
+from authws.service.protocols.closing import end_our_half
 from authws.service.protocols.frames import FrameParser
 from authws.service.protocols.limits import (
     EARLY_DATA,
@@ -43,6 +43,7 @@ from authws.service.protocols.opening import (
     subprotocols,
     switching_protocols,
 )
+from authws.service.protocols.timers import Timers
 from authws.strategies.handshake import ENDED_BY_SERVER, WIRE
 
 if TYPE_CHECKING:
@@ -88,7 +89,6 @@ class WebSocketProtocol(asyncio.Protocol):
         "_client",
         "_config",
         "_connections",
-        "_cutoff",
         "_drained",
         "_events",
         "_headers",
@@ -107,6 +107,7 @@ class WebSocketProtocol(asyncio.Protocol):
         "_response",
         "_stage",
         "_tasks",
+        "_timers",
         "_waiter",
         "_watched_message",
         "is_limited",
@@ -153,10 +154,11 @@ class WebSocketProtocol(asyncio.Protocol):
         self._watched_message = 0
         self._message_deadline: asyncio.TimerHandle | None = None
         self._keepalive: asyncio.TimerHandle | None = None
+        """Runs while a pong is awaited."""
         self._ping_payload = b""
         """Of the ping whose pong is awaited."""
         self._read_on_at = 0.0
-        self._cutoff: asyncio.TimerHandle | None = None
+        self._timers = Timers.of(config, self._loop)
 
     # ----------------------------------------------------------------- the connection
 
@@ -201,9 +203,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._is_reading_paused = False
         self._stop_keepalive()
         self._unwatch_message()
-        if self._cutoff is not None:
-            self._cutoff.cancel()
-            self._cutoff = None
+        self._timers.cutoff.stop(self._cut_off)
         self._parser.stop()
         self._connections.discard(self)
         # nothing more is known of how the peer went (RFC 6455, 7.1.5)
@@ -483,9 +483,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self.resume_writing()
         self._events = None  # who closes takes no more messages
         self._tell({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self._cutoff = self._loop.call_later(
-            self._limits.close_timeout, self.transport.abort
-        )
+        self._timers.cutoff.start(self._cut_off)
         self._read_on(anyway=True)
 
     # ----------------------------------------------------------------- the app's life
@@ -515,12 +513,12 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _schedule_ping(self) -> None:
         self._stop_keepalive()
-        interval = self._config.ws_ping_interval
-        if interval:
-            self._keepalive = self._loop.call_later(interval, self._ping)
+        if self._config.ws_ping_interval:
+            self._timers.ping.start(self._ping)
 
     def _stop_keepalive(self) -> None:
         self._ping_payload = b""
+        self._timers.ping.stop(self._ping)
         if self._keepalive is not None:
             self._keepalive.cancel()
             self._keepalive = None
@@ -585,9 +583,12 @@ class WebSocketProtocol(asyncio.Protocol):
         if last_words:
             self.transport.write(last_words)
         self._read_on(anyway=True)
-        if self._cutoff is not None:
-            self._cutoff.cancel()
-        self._cutoff = linger(self.transport, self._loop, self._limits.close_timeout)
+        end_our_half(self.transport)
+        self._timers.cutoff.start(self._cut_off)
+
+    def _cut_off(self) -> None:
+        """End a peer whose time to end its own half is over."""
+        self.transport.abort()
 
 
 _STEPS: dict[Stage, dict[str, Callable[[WebSocketProtocol, Event], None]]] = {
