@@ -55,7 +55,7 @@ class Origin:
             ValueError: it is not an http or https origin; ``null`` is not.
         """
         if len(text) > MAX_ORIGIN:
-            raise ValueError("longer than any origin")
+            raise ValueError("not an origin: longer than any")
         return _origin(text)
 
     @property

@@ -21,7 +21,7 @@ import pytest_asyncio
 from authws.close_codes import BY_SLUG
 from tests.grants import Ending, ending, enter, grant, hear, knock, present, say, until
 from tests.running import ENDPOINTS, PASSWORD, STRATEGIES, Service, running
-from tests.security.peers import bearer, controlled, join, silence
+from tests.security.peers import bearer, controlled, eventually, join, silence
 from tests.wire import frame, handshake, request, wire
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -150,7 +150,7 @@ async def test_fault_at_the_door_is_a_1011_or_a_500_that_tells_nothing(
             assert logged.count("a fault of ours") <= 2  # a traceback, and its detail
             assert "correlation id" in logged
             assert credential not in logged
-        assert not service.house.hub.connections
+        await eventually(lambda: not service.house.hub.connections)
 
 
 @pytest.mark.parametrize("path", ROOMS)

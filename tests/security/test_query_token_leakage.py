@@ -455,7 +455,7 @@ async def test_traceback_shows_no_credential_in_message_or_locals(
         assert all("RuntimeError" in record.getMessage() for record in loud)
         canaries.assert_absent(written(records), "a traceback")
         await control(service)
-        assert not service.house.hub.connections
+        await eventually(lambda: not service.house.hub.connections)
 
 
 async def renewal_that_fails(service: Service, canaries: Canaries) -> None:
