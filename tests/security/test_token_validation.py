@@ -43,7 +43,7 @@ from tests.security.attacks import (
     present,
     refusal,
 )
-from tests.security.peers import control, controlled, eventually
+from tests.security.peers import bearer, control, controlled, eventually
 from tests.wire import TEXT, frame, handshake, request, wire
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -797,6 +797,38 @@ async def test_token_from_before_the_users_watermark_is_refused(
             assert await present(service, carrier, token) == refusal(
                 carrier, "token_revoked"
             )
+
+
+@EVERY_CARRIER
+@pytest.mark.parametrize("case", ["TOK-47-letter", "TOK-47-session", "TOK-47-end"])
+async def test_remembered_token_admits_nobody_who_would_not_be_admitted_anew(
+    service: Service, case: str, carrier: str
+) -> None:
+    """Of what was verified a moment ago nothing is believed but the signature."""
+    name = await service.add_user(f"{case.lower()}-{carrier}")
+    mint = await mint_for(service, name)
+    for _ in range(2):
+        assert await present(service, carrier, mint.good) == ADMITTED[carrier]
+    token, slug = mint.good, "token_invalid"
+    if case == "TOK-47-letter":
+        other = "A" if token[-10] != "A" else "B"
+        token = token[:-10] + other + token[-9:]
+    elif case == "TOK-47-session":
+        slug = "token_revoked"
+        async with service.http(headers=bearer(token)) as http:
+            assert (await http.post("/auth/logout")).status_code == 204
+    else:
+        token, slug = mint.token(exp=time.time() + 2), "token_expired"
+        assert await present(service, carrier, token) == ADMITTED[carrier]
+        await eventually(lambda: jwt_exp(token) <= time.time())
+    async with one_refusal(service):
+        assert await present(service, carrier, token) == refusal(carrier, slug)
+
+
+def jwt_exp(token: str) -> float:
+    payload = token.split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return float(claims["exp"])
 
 
 # --------------------------------------------------------------------- length, and time
