@@ -1,9 +1,10 @@
-"""The service with a window into its process, for the soak alone.
+"""The service with a window into its process, for the soak and the footprint.
 
 Started as ``python -m bench.watched SOCKET``, with the settings of the environment. On
 each connection to the UNIX socket it answers one JSON object: how many tasks, open
 connections and so on there are. ``collect`` collects the garbage first; ``trace``
-starts tracemalloc, and ``growth`` says which lines hold more than then.
+starts tracemalloc, ``growth`` says which lines hold more than then, and ``holds`` how
+many bytes more each file's lines hold.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Window:
             self._before = tracemalloc.take_snapshot()
         elif question == "growth":
             answer["growth"] = self._growth()
+        elif question == "holds":
+            answer["holds"] = self._holds()
         writer.write(json.dumps(answer).encode() + b"\n")
         await writer.drain()
         writer.close()
@@ -79,6 +82,15 @@ class Window:
         now = tracemalloc.take_snapshot()
         statistics = now.compare_to(self._before, "lineno")
         return [str(line) for line in statistics[:GROWTH_LINES]]
+
+    def _holds(self) -> dict[str, int]:
+        gc.collect()
+        assert self._before is not None, "ask it to trace first"
+        now = tracemalloc.take_snapshot()
+        return {
+            one.traceback[0].filename: one.size_diff
+            for one in now.compare_to(self._before, "filename")
+        }
 
 
 class WatchedServer(Server):
