@@ -54,14 +54,22 @@ $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
 	@touch $@
 
 # What the service holds, measured: docs/performance.md and its pictures, newly made.
-BENCHES := bench-compare bench-held bench-revocation bench-soak bench-quarantine \
-  bench-stalled-peer
-.PHONY: $(BENCHES)
-$(BENCHES): bench-%: $(VENV)/.installed-bench
+# `make bench` is all of it but the soak, which takes ten minutes and more by itself.
+BENCHES := bench-compare bench-growth bench-held bench-revocation bench-quarantine \
+  bench-stalled-peer bench-login-burst bench-flame bench-soak
+.PHONY: bench bench-needs $(BENCHES)
+bench: $(VENV)/.installed-bench bench-needs
+	$(BIN)/python -m bench.everything
+
+$(BENCHES): bench-%: $(VENV)/.installed-bench bench-needs
 	$(BIN)/python -m bench.$(subst -,_,$*)
 
+# The servers beside which it is measured; the script says what it cannot have.
+bench-needs:
+	@sh scripts/bench_packages.sh
+
 $(VENV)/.installed-bench: requirements-bench.lock $(VENV)/.installed
-	@echo "installing what draws the pictures (pinned, hashes checked)"
+	@echo "installing what the benchmarks need (pinned, hashes checked)"
 	@$(PIP) install --require-hashes -r requirements-bench.lock
 	@touch $@
 
@@ -77,4 +85,4 @@ lock:
 	$(COMPILE) --group bench -c requirements.lock -o requirements-bench.lock
 
 clean:
-	rm -rf $(VENV) tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) tests/node/node_modules bench/contenders/node/node_modules .mypy_cache .ruff_cache .pytest_cache

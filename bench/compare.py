@@ -1,51 +1,38 @@
-"""authws beside others: the handshake, an echo, and a room, each on one core.
+"""authws beside others: the handshake, an echo, a room and memory, each on one core.
 
 A load generator in C (`bench/wsload.c`) on one core loads one server after another on
-the other: plain FastAPI without any authentication (the floor), the `websockets`
-library's own server, nats-server where it is installed, and `authws serve` with all
-that it does. Interleaved rounds, every other one backwards; ratios are medians of the
-ratios within a round.
+the other (`bench/contending.py` lists them). Interleaved rounds, every other one
+backwards; ratios are medians of the ratios within a round. What is not installed here
+is left out, and the document says so.
 
-    python -m bench.compare [--rounds 5] [--seconds 1.5]
+    python -m bench.compare [--rounds 5] [--seconds 1] [--only NAME]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import json
-import os
-import shutil
-import socket
 import statistics
-import subprocess
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import uvloop
 
-from bench import reporting
-from bench.reporting import Load, Progress
-from bench.served import served, use_cores
-
-HERE = Path(__file__).parent
-FLOOR = "plain FastAPI, no authentication"
-NATS = "nats-server"
-START_TIMEOUT = 20.0
-BOUND = 3600.0
-
-JOIN = '{"type":"join","room":"r"}'
-PUBLISH = ("--pre", '{"type":"publish","room":"r","data":"', "--post", '"}')
-HELLO = (
-    r'CONNECT {"verbose":false,"pedantic":false,"echo":true,"auth_token":"bench-token"}'
-    r"\r\n"
+from bench import document, reporting
+from bench.contending import (
+    CONTENDERS,
+    FLOOR,
+    NATS,
+    Contender,
+    Started,
+    started,
 )
-OF_NATS = ("--binary", "--marker", "--wait", "PONG", "--post", r"\r\n", "--path", "/")
+from bench.generator import Generator, LoadError, Measured, generator
+from bench.reporting import Load, Progress
+from bench.served import settled_rss, use_cores
+
+BOUND = 7200.0
 
 MEASURES: dict[str, tuple[str, ...]] = {
     "handshake": ("connect", "-c", "32"),
@@ -62,266 +49,384 @@ MEASURES: dict[str, tuple[str, ...]] = {
 """What the generator does; a window is how many messages of the publisher's are on
 their way at a time. Handshakes, or messages that arrived, per second."""
 
-
-@dataclass(frozen=True)
-class Contender:
-    """A running server, and how it is asked for each kind of work."""
-
-    name: str
-    pid: int
-    port: int
-    asks: Mapping[str, tuple[str, ...]]
-    """By the generator's word: connect, echo, fanout."""
-
-
-def plain(name: str, pid: int, port: int) -> Contender:
-    echo, room = ("--path", "/ws"), ("--path", "/room")
-    asks = {"connect": echo, "echo": echo, "fanout": room}
-    return Contender(name, pid, port, asks)
-
-
-def ours(pid: int, port: int, token: str) -> list[Contender]:
-    """The service, by each of its strategies that needs no page."""
-    query = f"/ws/query-param/echo?token={token}"
-    room = ("--path", f"/ws/query-param?token={token}", "--first", JOIN)
-    by_query = {
-        "connect": ("--path", query),
-        "echo": ("--path", query),
-        "fanout": (*room, "--wait", "joined", *PUBLISH),
-    }
-    auth = json.dumps({"type": "auth", "token": token}, separators=(",", ":"))
-    first = ("--path", "/ws/first-message/echo", "--first", auth, "--wait", "auth_ok")
-    refused = ("--path", "/ws/query-param/echo?token=abc")
-    return [
-        Contender("authws, query_param", pid, port, by_query),
-        Contender("authws, first_message", pid, port, {"connect": first}),
-        Contender("authws, a refused token", pid, port, {"connect": refused}),
-    ]
-
-
-def nats(pid: int, port: int) -> Contender:
-    ping = r"PING\r\n"
-    asks = {
-        "connect": (*OF_NATS, "--first", HELLO + ping),
-        "fanout": (
-            *(*OF_NATS, "--first", HELLO + r"SUB r 1\r\n" + ping),
-            *("--pre", r"PUB r 128\r\n"),
+SHORT = dict(
+    zip(
+        MEASURES,
+        (
+            "handshake",
+            "echo",
+            "100, w1",
+            "100, w4",
+            "100, w16",
+            "100, w64",
+            "1,000, w4",
         ),
-    }
-    return Contender(NATS, pid, port, asks)
-
-
-# ---------------------------------------------------------------------- the servers
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def running(
-    *command: str, core: int | None, port: int, **environment: str
-) -> AsyncIterator[int]:
-    """Run a server until the block ends; yield its process id."""
-    pinned = [] if core is None else ["taskset", "-c", str(core)]
-    process = await asyncio.create_subprocess_exec(
-        *(*pinned, *command),
-        env={**os.environ, **environment},
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
+        strict=True,
     )
-    try:
-        async with asyncio.timeout(START_TIMEOUT):
-            while not _listens(port):
-                assert process.returncode is None, f"{command[0]} did not start"
-                await asyncio.sleep(0.05)
-        yield process.pid
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        await process.wait()
+)
+"""As a column's head; w is the window."""
+
+Rounds = dict[str, dict[str, list[Measured]]]
+"""By measure and contender, one for each round."""
 
 
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
+@dataclass
+class Result:
+    """Everything that was measured."""
+
+    names: list[str]
+    rounds: Rounds = field(
+        default_factory=lambda: {measure: {} for measure in MEASURES}
+    )
+    memory: dict[str, float] = field(default_factory=dict)
+    """By contender, bytes for each idle connection."""
+    versions: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """What a contender could not do, and what it said."""
+
+    def ratios(self, measure: str, name: str, base: str) -> list[float]:
+        """Within each round; none if either was not measured."""
+        by_name = self.rounds[measure]
+        pairs = zip(by_name.get(name, ()), by_name.get(base, ()), strict=False)
+        return [one.rate / other.rate for one, other in pairs]
+
+    def cost(self, measure: str, name: str) -> float | None:
+        """Microseconds of the server's processor for each of them."""
+        rounds = self.rounds[measure].get(name)
+        return statistics.median(one.cpu for one in rounds) * 1e6 if rounds else None
+
+    def complete(self, rounds: int) -> None:
+        """Leave out who failed in some rounds: ratios are within rounds."""
+        self.rounds = {
+            measure: {
+                name: by_name[name]
+                for name in self.names
+                if len(by_name.get(name, ())) == rounds
+            }
+            for measure, by_name in self.rounds.items()
+        }
+
+    def figures(self) -> dict[str, object]:
+        """As they are kept for the goals."""
+        return {
+            "measures": {
+                measure: {
+                    name: {
+                        "rate": [round(one.rate, 1) for one in rounds],
+                        "cpu_us": [round(one.cpu * 1e6, 2) for one in rounds],
+                    }
+                    for name, rounds in by_name.items()
+                }
+                for measure, by_name in self.rounds.items()
+            },
+            "kilobytes": {
+                name: round(size / 1000, 1) for name, size in self.memory.items()
+            },
+            "versions": self.versions,
+        }
 
 
-@asynccontextmanager
-async def everybody(core: int | None) -> AsyncIterator[list[Contender]]:
-    """All servers at once; only one at a time has work."""
-    async with AsyncExitStack() as stack:
-        contenders = []
-        for name, module in (
-            (FLOOR, "naive_fastapi"),
-            ("websockets", "plain_websockets"),
-        ):
-            port = free_port()
-            command = (sys.executable, "-m", f"bench.contenders.{module}", str(port))
-            run = running(*command, core=core, port=port)
-            contenders.append(plain(name, await stack.enter_async_context(run), port))
-        if shutil.which(NATS):
-            port = free_port()
-            run = running(
-                *(NATS, "-c", str(HERE / "contenders" / "nats.conf")),
-                core=core,
-                port=port,
-                GOMAXPROCS="1",
-                BENCH_PORT=str(port),
-                BENCH_NATS_PORT=str(free_port()),
-            )
-            contenders.append(nats(await stack.enter_async_context(run), port))
-        service = await stack.enter_async_context(
-            served(
-                ("alice",),
-                core=core,
-                max_connections_per_user=0,
-                message_rate=0,
-                byte_rate=0,
-            )
+# ------------------------------------------------------------------------- measuring
+
+
+class Comparison:
+    """Some servers, and the generator that goes from one to the next."""
+
+    def __init__(
+        self,
+        contenders: Sequence[Started],
+        wsload: Generator,
+        arguments: argparse.Namespace,
+    ) -> None:
+        self.contenders = contenders
+        versions = (one.running.version for one in contenders)
+        self.result = Result(
+            [one.name for one in contenders],
+            versions=list(dict.fromkeys(filter(None, versions))),
         )
-        token = await service.token("alice")
-        yield [*contenders, *ours(service.pid, service.port, token)]
+        self.load = Load()
+        self._wsload = wsload
+        self._arguments = arguments
+        self._held = {one.running.pid: one for one in reversed(contenders)}
+        steps = arguments.rounds * sum(
+            bool(one.ask(work[0])) for work in MEASURES.values() for one in contenders
+        )
+        self.progress = Progress(steps + len(self._held))
 
+    def cpu(self) -> float:
+        """Of all servers."""
+        return sum(one.running.cpu() for one in self._held.values())
 
-# --------------------------------------------------------------------- the generator
+    async def measure_memory(self) -> None:
+        """Hold many idle connections at each server, by the first way to use it."""
+        count = self._arguments.connections
+        for one in reversed(self._held.values()):
+            self.progress.step()
+            if not one.ask("echo"):  # another setting of a server that is there
+                continue
+            running = one.running
+            try:
+                await self._load("handshake", one)  # what the first of all bring in
+                before = await settled_rss(running.pid, still=1)
+                ask = one.ask("connect")
+                async with self._wsload.holding(count, ask, port=running.port):
+                    size = await settled_rss(running.pid, still=1) - before
+            except LoadError as error:
+                self._note_failure("memory", one, error)
+                continue
+            self.result.memory[one.name] = size / count
+            each = size / count / 1000
+            self.progress(f"{one.name}: {each:.1f} kB a connection", always=True)
 
+    async def measure(self) -> None:
+        """All rounds, every other one backwards."""
+        for number in range(self._arguments.rounds):
+            await self.load.wait_for_quiet(
+                self.cpu, self.progress, self._arguments.patience
+            )
+            order = self.contenders[:: -1 if number % 2 else 1]
+            for measure, work in MEASURES.items():
+                for one in order:
+                    if one.ask(work[0]):
+                        await self._measure(number, measure, one)
 
-def build(directory: str) -> str:
-    """Compile the load generator; return its path."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    assert compiler, "a C compiler is needed: apt-get install gcc libc6-dev"
-    program = f"{directory}/wsload"
-    source = str(HERE / "wsload.c")
-    subprocess.run([compiler, "-O2", "-o", program, source], check=True)  # noqa: S603
-    return program
+    async def _measure(self, number: int, measure: str, one: Started) -> None:
+        self.progress.step()
+        try:
+            while True:
+                with self.load.watching(self.cpu) as watch:
+                    found = await self._load(measure, one)
+                if not self.load.is_disturbed(watch, 10 * self._arguments.rounds):
+                    break
+        except LoadError as error:
+            self._note_failure(measure, one, error)
+            return
+        self.result.rounds[measure].setdefault(one.name, []).append(found)
+        self.progress(
+            f"round {number + 1} of {self._arguments.rounds}: {measure}, {one.name}: "
+            f"{found.rate:,.0f}/s"
+        )
 
+    async def _load(self, measure: str, one: Started) -> Measured:
+        work = MEASURES[measure]
+        return await self._wsload.load(
+            work,
+            one.ask(work[0]),
+            port=one.running.port,
+            pid=one.running.pid,
+            seconds=self._arguments.seconds,
+        )
 
-async def load(
-    wsload: str, core: int | None, one: Contender, work: Sequence[str], seconds: float
-) -> float:
-    """Load a server; return what it did per second."""
-    pinned = [] if core is None else ["taskset", "-c", str(core)]
-    process = await asyncio.create_subprocess_exec(
-        *(*pinned, wsload, *work, "-p", str(one.port)),
-        *("-d", str(seconds), "--warm", "0.3"),
-        *one.asks[work[0]],
-        stdout=asyncio.subprocess.PIPE,
-    )
-    output, _ = await process.communicate()
-    result = json.loads(output.decode().strip().splitlines()[-1])
-    wrong = [key for key in ("io_err", "timeouts", "proto_err") if result.get(key)]
-    assert not wrong, f"{one.name}, {' '.join(work)}: {result}"
-    return float(result["rate"])
+    def _note_failure(self, measure: str, one: Started, error: LoadError) -> None:
+        self.result.failed[f"{one.name}, {measure}"] = str(error)
+        self.progress(f"*** {one.name}, {measure}: {error}", always=True)
 
 
 # ------------------------------------------------------------------------- the result
 
-Rates = dict[str, dict[str, list[float]]]
-"""By measure and contender, one for each round."""
+
+def shown(name: str) -> str:
+    """A contender's name in a table: ours stand out."""
+    return f"**{name}**" if name.startswith("authws") else name
 
 
-def results_table(rates: Rates) -> str:
+def ratios_table(result: Result) -> str:
+    """Per second, as multiples of the floor, and memory."""
     rows: list[list[object]] = []
-    for measure, by_name in rates.items():
+    for name in result.names:
+        row: list[object] = [shown(name)]
+        for measure in MEASURES:
+            ratios = result.ratios(measure, name, FLOOR)
+            row.append(f"{statistics.median(ratios):.2f}" if ratios else "")
+        size = result.memory.get(name)
+        row.append("" if size is None else f"{size / 1000:.1f}")
+        rows.append(row)
+    return reporting.table(["x floor", *SHORT.values(), "kB each"], rows)
+
+
+def costs_table(result: Result) -> str:
+    """Processor time of the server for each handshake, echo or delivery."""
+    rows: list[list[object]] = []
+    for name in result.names:
+        costs = [result.cost(measure, name) for measure in MEASURES]
+        rows.append([shown(name), *("" if c is None else digits(c) for c in costs)])
+    return reporting.table(["microseconds", *SHORT.values()], rows)
+
+
+def digits(value: float) -> str:
+    """With as many as mean something."""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def details_table(result: Result) -> str:
+    """Every median, with the spread of its ratios."""
+    rows: list[list[object]] = []
+    for measure, by_name in result.rounds.items():
         for name, rounds in by_name.items():
-            row: list[object] = [measure, name, f"{statistics.median(rounds):,.0f}"]
+            rates = sorted(one.rate for one in rounds)
+            row: list[object] = [
+                *(measure, name, f"{statistics.median(rates):,.0f}"),
+                f"{rates[0]:,.0f} to {rates[-1]:,.0f}",
+            ]
             for base in (FLOOR, NATS):
-                others = by_name.get(base)
-                ratios = sorted(
-                    a / b for a, b in zip(rounds, others or (), strict=False)
-                )
+                ratios = sorted(result.ratios(measure, name, base))
                 row.append(
                     f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to "
                     f"{ratios[-1]:.2f})"
-                    if ratios and base != name
-                    else "1"
-                    if base == name
+                    if ratios and name != base
                     else ""
                 )
+            row.append(
+                reporting.milliseconds(statistics.median(one.p99 for one in rounds))
+            )
             rows.append(row)
-    head = ["what, per second", "server", "median", "x floor", "x nats-server"]
+    head = [
+        *("what, per second", "server", "median", "rounds"),
+        *("x floor", "x nats-server", "p99, ms"),
+    ]
     return reporting.table(head, rows, left=2)
 
 
-def ratio(rounds: list[float], others: list[float] | None) -> str:
-    """Median and spread of the ratios within each round."""
-    if others is None:
-        return ""
-    ratios = sorted(a / b for a, b in zip(rounds, others, strict=True))
-    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+def report(result: Result, absent: Mapping[str, str], rounds: int) -> str:
+    floor = (
+        f"{measure} {statistics.median(one.rate for one in by_name[FLOOR]):,.0f}/s"
+        for measure, by_name in result.rounds.items()
+        if FLOOR in by_name
+    )
+    parts = [
+        f"Medians of {rounds} rounds. The floor's own: {'; '.join(floor)}.",
+        f"Beside these versions: {', '.join(result.versions)}.",
+    ]
+    if absent:
+        missing = "; ".join(f"{name} ({why})" for name, why in absent.items())
+        parts.append(f"**Not measured**, as it could not be had here: {missing}.")
+    if result.failed:
+        failed = "; ".join(f"{what} ({why})" for what, why in result.failed.items())
+        parts.append(f"**Failed**: {failed}.")
+    parts += [
+        ratios_table(result),
+        "What each of them costs the server, in microseconds of its processor:",
+        costs_table(result),
+        "<details><summary>Every median, with the spread of the rounds</summary>",
+        details_table(result),
+        "</details>",
+    ]
+    return "\n\n".join(parts)
 
 
-def draw(rates: Rates) -> None:
-    with reporting.picture("compare", size=(7.5, 4.2)) as (axes,):
-        names = list(dict.fromkeys(name for by in rates.values() for name in by))
-        measures = list(rates)
-        width = 0.8 / len(names)
-        for number, name in enumerate(names):
-            places, heights = [], []
-            for at, measure in enumerate(measures):
-                if name in rates[measure]:
-                    base = rates[measure][FLOOR]
-                    ratios = [
-                        a / b for a, b in zip(rates[measure][name], base, strict=True)
-                    ]
-                    places.append(at + (number - len(names) / 2 + 0.5) * width)
-                    heights.append(statistics.median(ratios))
-            axes.bar(places, heights, width, label=name)
-        axes.set_yscale("log")
-        axes.set_xticks(
-            range(len(measures)), [m.replace(", ", "\n") for m in measures], fontsize=7
+# ------------------------------------------------------------------------ the picture
+
+OURS_COLOUR, FLOOR_COLOUR, OTHER_COLOUR = "#c2410c", "#334155", "#94a3b8"
+INK = {OTHER_COLOUR: "#475569"}
+"""What is too pale for a text, as a text."""
+
+
+def colour(name: str) -> str:
+    if name.startswith("authws"):
+        return OURS_COLOUR
+    return FLOOR_COLOUR if name == FLOOR else OTHER_COLOUR
+
+
+def draw(result: Result) -> None:
+    """A panel for each measure: how many times the floor, and memory."""
+    panels = {
+        measure: {
+            name: statistics.median(ratios)
+            for name in result.names
+            if (ratios := result.ratios(measure, name, FLOOR))
+        }
+        for measure in MEASURES
+    }
+    memory = {name: size / 1000 for name, size in result.memory.items()}
+    height = 1.6 + 0.4 * len(result.names)
+    with reporting.picture(
+        "compare", rows=2, columns=4, size=(14, height), sharey=True
+    ) as all_axes:
+        for axes, (measure, values) in zip(all_axes, panels.items(), strict=False):
+            draw_bars(axes, result.names, values, "{:.2f}")
+            axes.set_title(measure[0].upper() + measure[1:])
+            axes.axvline(1, color=FLOOR_COLOUR, linewidth=0.8)
+        draw_bars(all_axes[-1], result.names, memory, "{:.1f}")
+        all_axes[-1].set_title("kB a connection (shorter is better)")
+        all_axes[0].figure.suptitle(
+            "Per second, as a multiple of plain FastAPI without authentication "
+            "(log scale; longer is better)",
+            fontsize=12,
+            x=0.01,
+            ha="left",
         )
-        axes.axhline(1, color="#888888", linewidth=0.8)
-        axes.set(title="Per second, as a multiple of plain FastAPI's (log scale)")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.legend(loc="upper left", fontsize=7)
+
+
+def draw_bars(
+    axes: Any, names: Sequence[str], values: Mapping[str, float], form: str
+) -> None:
+    """A bar with its figure for each name that has one, the first on top."""
+    places = range(len(names), 0, -1)
+    axes.set_xscale("log")
+    axes.set_ylim(0.4, len(names) + 0.6)
+    axes.set_yticks(places, names, fontsize=9)
+    for label, name in zip(axes.get_yticklabels(), names, strict=False):
+        label.set_color(
+            INK.get(colour(name), colour(name))
+        )  # none but in the first column
+    axes.grid(visible=False, axis="y")
+    if not values:
+        return
+    least, most = min(values.values()), max(values.values())
+    axes.set_xlim(least / 1.6, most * (most / least) ** 0.3 * 1.4)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    for place, name in zip(places, names, strict=True):
+        if (value := values.get(name)) is not None:
+            axes.barh(place, value, 0.72, color=colour(name))
+            axes.annotate(
+                form.format(value),
+                (value, place),
+                (3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+
+
+# ------------------------------------------------------------------------ the command
+
+
+def is_chosen(one: Contender, only: str) -> bool:
+    """Whether its name is asked for; the floor always is."""
+    return one.name == FLOOR or any(part in one.name for part in only.split(","))
 
 
 async def main(arguments: argparse.Namespace) -> None:
     cores = use_cores()
-    watched, progress = Load(), Progress()
-    rates: Rates = {measure: {} for measure in MEASURES}
-    async with asyncio.timeout(BOUND), everybody(cores.server) as contenders:
-        with tempfile.TemporaryDirectory(prefix="authws-bench-") as directory:
-            wsload = build(directory)
-            for number in range(arguments.rounds):
-                order = contenders if number % 2 == 0 else contenders[::-1]
-                with watched.watching(lambda: 0.0):
-                    for measure, work in MEASURES.items():
-                        for one in order:
-                            if work[0] not in one.asks:
-                                continue
-                            rate = await load(
-                                wsload, cores.generator, one, work, arguments.seconds
-                            )
-                            rates[measure].setdefault(one.name, []).append(rate)
-                            progress(
-                                f"round {number + 1} of {arguments.rounds}: "
-                                f"{measure}, {one.name}: {rate:,.0f}"
-                            )
-    names = [one.name for one in contenders]
-    rates = {
-        measure: {name: by[name] for name in names if name in by}
-        for measure, by in rates.items()
-    }
-    body = f"{results_table(rates)}\n\nMedians of {arguments.rounds} rounds."
+    chosen = [one for one in CONTENDERS if is_chosen(one, arguments.only)]
+    async with asyncio.timeout(BOUND):
+        with generator(cores) as wsload:
+            async with started(chosen, cores.server) as (contenders, absent):
+                comparison = Comparison(contenders, wsload, arguments)
+                for name, why in absent.items():
+                    comparison.progress(f"*** LEFT OUT: {name}: {why}", always=True)
+                await comparison.measure_memory()
+                await comparison.measure()
+    result = comparison.result
+    result.complete(arguments.rounds)
+    body = report(result, absent, arguments.rounds)
     print(body)
+    described = comparison.load.describe()
+    print(described)
     if arguments.write:
-        load_at_start = watched.describe().partition(";")[0]
-        reporting.write_section(
-            "compare", body, cores_apart=cores.are_apart, load=load_at_start
-        )
-        draw(rates)
+        document.write("compare", body, result.figures(), cores=cores, load=described)
+        draw(result)
 
 
 if __name__ == "__main__":
     parser = reporting.options(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1, help="of each measurement")
     parser.add_argument(
-        "--seconds", type=float, default=1.5, help="of each measurement"
+        "--connections", type=int, default=10_000, help="idle ones, for the memory"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="NAMES", help="whose names have one of these"
     )
     uvloop.run(main(parser.parse_args()))

@@ -1,147 +1,232 @@
-"""Does a burst of 200 logins delay an echo on an open socket?
+"""A storm of logins: how many per second, and whom do they delay?
 
-Runs `authws serve` in a process of its own, echoes on one socket all the time, and logs
-200 users in at once meanwhile. Prints the echo's p50 and p99 before and during, as a
-ratio: absolute figures are the machine's.
+Argon2 takes as much memory and time as it was told to, so the service hashes in a
+bounded pool (`AUTHWS_PASSWORD_HASH_CONCURRENCY`). Logs 200 users in at once, and times
+meanwhile what others do: an echo on an open socket, and legitimate handshakes, one
+after another. Server and generator have both cores, as the pool would have elsewhere.
 
-    python bench/login_burst.py [--logins 200] [--rounds 5]
+    python -m bench.login_burst [--logins 200] [--rounds 5]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import socket
+import gc
 import statistics
-import sys
-import tempfile
 import time
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 import httpx
-import websockets
+import uvloop
 
-PASSWORD = "correct horse battery staple"
+from bench import document, reporting
+from bench.peers import Credential, Peer, connect
+from bench.reporting import Load, Progress, milliseconds, percentile
+from bench.served import PASSWORD, Cores, Served, allow_open_files, served
+
 USERS = 20
+CALM = 3.0
+"""Seconds of each round before the storm."""
+PAUSE = 0.002
+WARM_UP = 100
+BOUND = 1800.0
 
 
-async def serve(directory: Path) -> tuple[asyncio.subprocess.Process, str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "AUTHWS_DATA_DIR": str(directory / "data"),
-        "AUTHWS_MESSAGE_RATE": "0",
-        "AUTHWS_LOGIN_RATE": "0",
-    }
-    authws = [sys.executable, "-m", "authws"]
-    for number in range(USERS):
-        add = await asyncio.create_subprocess_exec(
-            *authws,
-            "user",
-            "add",
-            f"user{number}",
-            "--password-stdin",
-            env=environment,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-        )
-        await add.communicate(PASSWORD.encode())
-        print(f"\radding users: {number + 1}/{USERS}", end="", file=sys.stderr)
-    print(file=sys.stderr)
-    server = await asyncio.create_subprocess_exec(
-        *authws,
-        "serve",
-        "--port",
-        str(port),
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    assert server.stdout is not None
-    while b"authws is at" not in (line := await server.stdout.readline()):
-        assert line or server.returncode is None, "the server did not start"
-    return server, f"http://127.0.0.1:{port}"
+@dataclass
+class Others:
+    """How long they waited, in seconds."""
+
+    echoes: list[float] = field(default_factory=list)
+    handshakes: list[float] = field(default_factory=list)
 
 
-async def echo_until(
-    peer: websockets.ClientConnection, done: asyncio.Event
-) -> list[float]:
-    """Echo one message after another; return each round trip in milliseconds."""
-    times: list[float] = []
-    while not done.is_set():
-        started = time.perf_counter()
-        await peer.send("x" * 128)
-        await peer.recv()
-        times.append((time.perf_counter() - started) * 1000)
-        await asyncio.sleep(0.002)
-    return times
+@dataclass
+class Round:
+    """Others before and during a storm."""
+
+    calm: Others
+    storm: Others
+    logins: list[float]
+    """How long each login took, from the moment all began."""
+
+    def rate(self) -> float:
+        return len(self.logins) / max(self.logins)
 
 
-async def login(http: httpx.AsyncClient, number: int) -> str:
-    answer = await http.post(
-        "/auth/login",
-        json={"username": f"user{number % USERS}", "password": PASSWORD},
-    )
-    answer.raise_for_status()
-    return str(answer.json()["access_token"])
+class Echo:
+    """One socket, on which one message after another is echoed."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._arrived: asyncio.Future[float] | None = None
+        peer.listen(self._take)
+
+    def _take(self, _: bytes, at: float) -> None:
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(at)
+
+    async def round_trip(self) -> float:
+        """Return the seconds that it took."""
+        self._arrived = asyncio.get_running_loop().create_future()
+        sent = time.monotonic()
+        self._peer.send_text(b"x" * 128)
+        return await self._arrived - sent
 
 
-def p99(times: list[float]) -> float:
-    return statistics.quantiles(times, n=100)[98]
+async def keep(
+    times: list[float], one: Callable[[], Awaitable[float]], over: asyncio.Event
+) -> None:
+    """Time one after another until it is over."""
+    while not over.is_set():
+        times.append(await one())
+        await asyncio.sleep(PAUSE)
 
 
-async def one_round(url: str, http: httpx.AsyncClient, logins: int) -> list[float]:
-    token = await login(http, 0)
-    ws = url.replace("http", "ws") + f"/ws/query-param/echo?token={token}"
-    async with websockets.connect(ws, compression=None, proxy=None) as peer:
-        quiet = asyncio.Event()
-        asyncio.get_running_loop().call_later(3, quiet.set)
-        before = await echo_until(peer, quiet)
-        over = asyncio.Event()
-        echoing = asyncio.create_task(echo_until(peer, over))
-        started = time.perf_counter()
-        await asyncio.gather(*(login(http, n) for n in range(logins)))
-        took = time.perf_counter() - started
-        over.set()
-        during = await echoing
-    return [
-        statistics.median(before),
-        p99(before),
-        statistics.median(during),
-        p99(during),
-        took,
+async def handshake(server: Served, credential: Credential) -> float:
+    """Return the seconds from the connection to ``auth_ok``."""
+    started = time.monotonic()
+    peer = await connect(server, credential)
+    took = time.monotonic() - started
+    peer.close()
+    await peer.wait_closed()
+    return took
+
+
+async def watch_others(
+    server: Served, credential: Credential, echo: Echo, while_: Awaitable[None]
+) -> Others:
+    """Time what others do while something goes on."""
+    others, over = Others(), asyncio.Event()
+    gc.collect()
+    gc.disable()  # the generator's own pauses are no result
+    tasks = [
+        asyncio.create_task(keep(others.echoes, echo.round_trip, over)),
+        asyncio.create_task(
+            keep(others.handshakes, lambda: handshake(server, credential), over)
+        ),
     ]
+    await while_
+    over.set()
+    await asyncio.gather(*tasks)
+    gc.enable()
+    return others
 
 
-async def main(logins: int, rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        server, url = await serve(Path(directory))
-        try:
-            limits = httpx.Limits(max_connections=logins)
-            async with httpx.AsyncClient(
-                base_url=url, timeout=120, limits=limits
-            ) as http:
-                rows = []
-                for number in range(rounds):
-                    rows.append(await one_round(url, http, logins))
-                    print(f"\rround {number + 1}/{rounds}", end="", file=sys.stderr)
-                print(file=sys.stderr)
-        finally:
-            server.terminate()
-            await server.wait()
-    middle = [statistics.median(column) for column in zip(*rows, strict=True)]
-    print(f"{logins} logins at once, median of {rounds} rounds")
-    print(f"echo before: p50 {middle[0]:.2f} ms, p99 {middle[1]:.2f} ms")
-    print(f"echo during: p50 {middle[2]:.2f} ms, p99 {middle[3]:.2f} ms")
-    print(f"the logins took {middle[4]:.1f} s")
+async def storm(http: httpx.AsyncClient, logins: int, took: list[float]) -> None:
+    """Log in many times at once."""
+    started = time.monotonic()
+
+    async def login(number: int) -> None:
+        body = {"username": f"user{number % USERS}", "password": PASSWORD}
+        answer = await http.post("/auth/login", json=body)
+        answer.raise_for_status()
+        took.append(time.monotonic() - started)
+
+    await asyncio.gather(*(login(number) for number in range(logins)))
+
+
+async def one_round(server: Served, credential: Credential, logins: int) -> Round:
+    target = f"/ws/query-param/echo?token={credential.value}"
+    echo = Echo(peer := await Peer.open(server, target))
+    limits = httpx.Limits(max_connections=logins)
+    took: list[float] = []
+    async with server.http(limits=limits, timeout=120) as http:
+        calm = await watch_others(server, credential, echo, asyncio.sleep(CALM))
+        stormy = await watch_others(server, credential, echo, storm(http, logins, took))
+    peer.close()
+    await peer.wait_closed()
+    return Round(calm, stormy, took)
+
+
+# --------------------------------------------------------------------------- reporting
+
+
+def medians(rounds: list[list[float]], percent: float) -> float:
+    """Of the rounds' percentiles."""
+    return statistics.median(percentile(times, percent) for times in rounds)
+
+
+def results_table(rounds: list[Round]) -> str:
+    rows: list[list[object]] = []
+    for what, calm, stormy in (
+        (
+            "an echo on an open socket",
+            [one.calm.echoes for one in rounds],
+            [one.storm.echoes for one in rounds],
+        ),
+        (
+            "a handshake, from connect to `auth_ok`",
+            [one.calm.handshakes for one in rounds],
+            [one.storm.handshakes for one in rounds],
+        ),
+    ):
+        figures = [medians(times, p) for times in (calm, stormy) for p in (50, 99)]
+        rows.append([what, *map(milliseconds, figures)])
+    head = ["others, ms", "p50 before", "p99 before", "p50 during", "p99 during"]
+    return reporting.table(head, rows)
+
+
+def report(rounds: list[Round], logins: int) -> str:
+    rates = sorted(one.rate() for one in rounds)
+    half, last = (medians([one.logins for one in rounds], p) for p in (50, 100))
+    return (
+        f"**{statistics.median(rates):.1f} logins per second** ({rates[0]:.1f} to "
+        f"{rates[-1]:.1f} in {len(rounds)} rounds of {logins} at once): half of them "
+        f"are in after {half:.1f} s, the last after {last:.1f} s."
+        f"\n\n{results_table(rounds)}"
+    )
+
+
+def figures(rounds: list[Round]) -> dict[str, object]:
+    """As they are kept."""
+    return {
+        "logins_per_second": round(statistics.median(r.rate() for r in rounds), 2),
+        "handshake_p99_ms": round(
+            1000 * medians([one.storm.handshakes for one in rounds], 99), 2
+        ),
+        "echo_p99_ms": round(
+            1000 * medians([one.storm.echoes for one in rounds], 99), 2
+        ),
+    }
+
+
+async def main(arguments: argparse.Namespace) -> None:
+    allow_open_files()
+    load, progress = Load(), Progress(arguments.rounds)
+    users = [f"user{number}" for number in range(USERS)]
+    rounds: list[Round] = []
+    async with (
+        asyncio.timeout(BOUND),
+        served(users, message_rate=0, max_connections_per_user=0) as server,
+    ):
+        credential = Credential("query-param", await server.token(users[0]))
+        for _ in range(WARM_UP):
+            await handshake(server, credential)
+        while len(rounds) < arguments.rounds:
+            await load.wait_for_quiet(server.cpu, progress, arguments.patience)
+            with load.watching(server.cpu) as watch:
+                found = await one_round(server, credential, arguments.logins)
+            progress(f"{found.rate():.1f} logins per second", always=True)
+            if load.is_disturbed(watch, arguments.rounds):
+                progress(f"others used {watch.share:.0%} of a core: again", always=True)
+                continue
+            rounds.append(found)
+            progress.step()
+    body = report(rounds, arguments.logins)
+    print(body)
+    described = load.describe()
+    print(described)
+    if arguments.write:
+        shared = Cores(None, None)
+        document.write(
+            "login_burst", body, figures(rounds), cores=shared, load=described
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = reporting.options(__doc__)
     parser.add_argument("--logins", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    asyncio.run(main(arguments.logins, arguments.rounds))
+    uvloop.run(main(parser.parse_args()))

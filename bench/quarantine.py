@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 import uvloop
 
-from bench import reporting
+from bench import document, reporting
 from bench.peers import Credential, Peer, RefusedError, connect
 from bench.reporting import Load, Progress, megabytes, milliseconds, percentile
 from bench.served import Served, served, use_cores
@@ -250,9 +250,8 @@ async def main(arguments: argparse.Namespace) -> None:
     described = load.describe()
     print(described)
     if arguments.write:
-        reporting.write_section(
-            "quarantine", body, cores_apart=cores.are_apart, load=described
-        )
+        figures = {"kilobytes": round(each / 1000, 2)}
+        document.write("quarantine", body, figures, cores=cores, load=described)
         draw(times)
 
 

@@ -1,18 +1,15 @@
-"""What the benchmarks share: progress, tables, pictures, and docs/performance.md."""
+"""What the benchmarks share: their command line, progress, tables and pictures."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import os
-import platform
-import subprocess
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +24,18 @@ __all__ = [
     "options",
     "percentile",
     "picture",
+    "ratio",
+    "seconds_left",
     "table",
-    "write_section",
 ]
 
 ROOT = Path(__file__).parent.parent
-DOCUMENT = ROOT / "docs" / "performance.md"
 IMAGES = ROOT / "docs" / "images"
+PART, EXPECTED, LATER = "BENCH_PART", "BENCH_EXPECTED", "BENCH_LATER"
+"""What `bench.everything` tells its parts: which they are, how many seconds each takes,
+and how many those after it take."""
 DISTURBED = 0.15
 """Share of one core that others may use before a measurement is made again."""
-PACKAGES = ("uvicorn", "websockets", "uvloop", "starlette")
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -70,6 +69,12 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[min(len(ordered), max(1, rank)) - 1]
 
 
+def ratio(values: Sequence[float], others: Sequence[float]) -> str:
+    """Median and spread of the ratios within each round, as text."""
+    ratios = sorted(a / b for a, b in zip(values, others, strict=True))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
 def milliseconds(seconds: float) -> str:
     """As text, with as many digits as mean something."""
     value = seconds * 1000
@@ -85,21 +90,34 @@ def megabytes(size: float) -> str:
 
 
 class Progress:
-    """One line that tells how far it is: rewritten, or now and then a new one."""
+    """One line that tells how far it is: rewritten, or now and then a new one.
+
+    With the number of its steps it tells how long it will take; as a part of all
+    benchmarks (`make bench`) also how long they will.
+    """
 
     EVERY = 5.0
     """Seconds between two lines where a line cannot be rewritten."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = 0) -> None:
         self._is_terminal = sys.stderr.isatty()
         self._started = time.monotonic()
         self._last = 0.0
         self._width = 0
+        self._steps = steps
+        self._done = 0
+        self._part = os.environ.get(PART, "")
+        self._expected = float(os.environ.get(EXPECTED, 0))
+        self._later = float(os.environ.get(LATER, 0))
+
+    def step(self) -> None:
+        """One of the steps is done."""
+        self._done += 1
 
     def __call__(self, text: str, *, always: bool = False) -> None:
         """Show where it is now; ``always`` begins a new line after it."""
         now = time.monotonic()
-        line = f"{now - self._started:6.1f} s  {text}"
+        line = f"{now - self._started:6.1f} s  {self._outlook(now)}{text}"
         if self._is_terminal:
             print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)
             self._width = len(line)
@@ -108,6 +126,25 @@ class Progress:
         elif always or now - self._last >= self.EVERY:
             print(line, file=sys.stderr, flush=True)
             self._last = now
+
+    def _outlook(self, now: float) -> str:
+        elapsed = now - self._started
+        if self._done:
+            left = elapsed / self._done * (self._steps - self._done)
+        elif self._expected:
+            left = max(0.0, self._expected - elapsed)
+        else:
+            return ""
+        if not self._part:
+            return f"[{seconds_left(left)}] "
+        return f"[part {self._part}, {seconds_left(left + self._later)}] "
+
+
+def seconds_left(seconds: float) -> str:
+    """As one says it."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    return f"about {seconds / 60:.0f} min left"
 
 
 # ----------------------------------------------------------- who else uses the machine
@@ -191,7 +228,8 @@ class Watch:
         return self.others / max(self.elapsed, 0.01)
 
     def _others(self) -> float:
-        return _busy() - sum(os.times()[:2]) - self._server_cpu()
+        own = sum(os.times()[:4])  # with those of the generators that have ended
+        return _busy() - own - self._server_cpu()
 
 
 def _busy() -> float:
@@ -232,67 +270,22 @@ def table(
     return "\n".join(lines)
 
 
-def machine(cores_apart: bool, load: str) -> str:
-    """Where, with what and when this was measured."""
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    where = (
-        "server and generator each on a core of its own"
-        if cores_apart
-        else "server and generator share the cores"
-    )
-    return (
-        f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC at {_revision()}: "
-        f"{os.cpu_count()} cores of {_processor()}, {_memory()}, "
-        f"{platform.system()} {platform.release().partition('-')[0]}, "
-        f"Python {platform.python_version()}, {packages}; loopback, {where}; {load}."
-    )
-
-
-def write_section(name: str, body: str, *, cores_apart: bool, load: str) -> None:
-    """Put what was measured between this benchmark's markers in the document."""
-    begin, end = f"<!-- {name}: measured -->", f"<!-- {name}: end -->"
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, _, rest = text.partition(begin)
-    _, found_end, after = rest.partition(end)
-    assert found_end, f"docs/performance.md has no markers for {name}"
-    measured = f"{begin}\n\n{machine(cores_apart, load)}\n\n{body.strip()}\n\n{end}"
-    DOCUMENT.write_text(before + measured + after, encoding="utf-8")
-
-
-def _revision() -> str:
-    git = ["git", "-C", str(ROOT)]
-    try:
-        commit = subprocess.check_output(  # noqa: S603
-            [*git, "rev-parse", "--short", "HEAD"], text=True
-        ).strip()
-        changed = subprocess.check_output(  # noqa: S603
-            [*git, "status", "--porcelain", "--", "authws"], text=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return f"version {version('authws')}"
-    return f"commit {commit}" + (", modified" if changed else "")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _memory() -> str:
-    line = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()[0]
-    return f"{int(line.split()[1]) / 2**20:.0f} GiB"
-
-
 # ------------------------------------------------------------------------ pictures
 
 
 @contextmanager
 def picture(
-    name: str, *, rows: int = 1, columns: int = 1, size: tuple[float, float]
+    name: str,
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    size: tuple[float, float],
+    **options: Any,
 ) -> Iterator[list[Any]]:
-    """Yield the axes to draw on, row by row; writes ``docs/images/NAME.svg``."""
+    """Yield the axes to draw on, row by row; writes ``docs/images/NAME.svg``.
+
+    ``options`` are those of matplotlib's ``subplots``.
+    """
     import matplotlib
 
     matplotlib.use("svg")
@@ -317,7 +310,7 @@ def picture(
     }
     with pyplot.rc_context(style):
         figure, axes = pyplot.subplots(
-            rows, columns, figsize=size, layout="constrained", squeeze=False
+            rows, columns, figsize=size, layout="constrained", squeeze=False, **options
         )
         yield list(axes.flat)
         IMAGES.mkdir(exist_ok=True)

@@ -21,7 +21,12 @@ __all__ = [
     "PASSWORD",
     "Cores",
     "Served",
+    "allow_open_files",
+    "cpu_of",
+    "pinned",
+    "rss_of",
     "served",
+    "settled_rss",
     "use_cores",
 ]
 
@@ -45,7 +50,7 @@ class Cores:
 
 def use_cores() -> Cores:
     """Pin this process, the generator, and choose the server's core."""
-    _allow_open_files()
+    allow_open_files()
     if not hasattr(os, "sched_setaffinity"):
         return Cores(None, None)
     cores = sorted(os.sched_getaffinity(0))
@@ -55,7 +60,7 @@ def use_cores() -> Cores:
     return Cores(cores[0], cores[1])
 
 
-def _allow_open_files() -> None:
+def allow_open_files() -> None:
     """Raise the soft limit: each connection is a file, here and in the server."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
@@ -76,11 +81,7 @@ class Served:
 
     def rss(self) -> int:
         """Bytes of memory that the server occupies."""
-        status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
-        for line in status.splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-        return 0  # it has just ended
+        return rss_of(self.pid)
 
     def files(self) -> Counter[str]:
         """How many file descriptors it has open: ``database``, and all the ``others``.
@@ -96,25 +97,11 @@ class Served:
 
     def cpu(self) -> float:
         """Seconds of processor time it has used."""
-        stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii")
-        user, system = stat.rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        return cpu_of(self.pid)
 
-    async def settled_rss(self, *, within: float = 20.0) -> int:
-        """Wait until its memory stands still, and return it.
-
-        Nothing can make another process collect its garbage; it does so as it works,
-        and what it frees in the background it frees in the first seconds.
-        """
-        loop = asyncio.get_running_loop()
-        until = loop.time() + within
-        before, same_since = self.rss(), loop.time()
-        while loop.time() < until and loop.time() - same_since < 2:
-            await asyncio.sleep(0.25)
-            now = self.rss()
-            if abs(now - before) > 128 * 1024:
-                before, same_since = now, loop.time()
-        return self.rss()
+    async def settled_rss(self) -> int:
+        """Wait until its memory stands still, and return it."""
+        return await settled_rss(self.pid)
 
     def http(self, **options: Any) -> httpx.AsyncClient:
         """A client that comes from a page of the service's own origin."""
@@ -161,6 +148,39 @@ class Served:
         return {name: float(value) for name, _, value in samples}
 
 
+def rss_of(pid: int) -> int:
+    """Bytes of memory that a process occupies."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    for line in status.splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0  # it has just ended
+
+
+def cpu_of(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
+    user, system = stat.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+async def settled_rss(pid: int, *, still: float = 2.0, within: float = 20.0) -> int:
+    """Wait until a process's memory stands ``still`` for a while, and return it.
+
+    Nothing can make another process collect its garbage; it does so as it works, and
+    what it frees in the background it frees in the first seconds.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + within
+    before, same_since = rss_of(pid), loop.time()
+    while loop.time() < until and loop.time() - same_since < still:
+        await asyncio.sleep(0.25)
+        now = rss_of(pid)
+        if abs(now - before) > 128 * 1024:
+            before, same_since = now, loop.time()
+    return rss_of(pid)
+
+
 @asynccontextmanager
 async def served(
     users: Sequence[str],
@@ -187,7 +207,7 @@ async def served(
             await _add_user(name, environment, is_admin=name == admin)
         log = _log(directory)
         process = await asyncio.create_subprocess_exec(
-            *_pinned(core),
+            *pinned(core),
             sys.executable,
             *program,
             env=environment,
@@ -203,7 +223,8 @@ async def served(
             await _stop(process)
 
 
-def _pinned(core: int | None) -> list[str]:
+def pinned(core: int | None) -> list[str]:
+    """What a command begins with that runs on this core."""
     return [] if core is None else ["taskset", "-c", str(core)]
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import uvloop
 
-from bench import reporting
+from bench import document, reporting
 from bench.lives import ACCESS_TTL, ROOMS, Town, live_in
 from bench.reporting import Load, Progress, megabytes
 from bench.served import Served, served, use_cores
@@ -221,9 +221,8 @@ async def main(arguments: argparse.Namespace) -> bool:
     print(body)
     print(load.describe())
     if arguments.write:
-        reporting.write_section(
-            "soak", body, cores_apart=cores.are_apart, load=load.describe()
-        )
+        figures = {"kept": kept, "minutes": arguments.minutes}
+        document.write("soak", body, figures, cores=cores, load=load.describe())
         draw(watcher.trace, before, after)
     return kept
 

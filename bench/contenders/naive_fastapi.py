@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import sys
-
-import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+
+from bench.contenders import stock
 
 app = FastAPI()
 
@@ -53,15 +52,4 @@ async def room(websocket: WebSocket) -> None:
 
 
 if __name__ == "__main__":
-    uvicorn.run(
-        app,
-        host="127.0.0.1",
-        port=int(sys.argv[1]),
-        loop="uvloop",
-        http="httptools",
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,
-        log_level="warning",
-        access_log=False,
-        backlog=4096,
-    )
+    stock.run(app)
