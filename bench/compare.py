@@ -29,7 +29,7 @@ from bench.contending import (
     started,
 )
 from bench.generator import Generator, LoadError, Measured, generator
-from bench.reporting import Load, Progress
+from bench.measuring import Measuring
 from bench.served import settled_rss, use_cores
 
 BOUND = 7200.0
@@ -144,46 +144,41 @@ class Comparison:
             [one.name for one in contenders],
             versions=list(dict.fromkeys(filter(None, versions))),
         )
-        self.load = Load()
-        self._wsload = wsload
         self._arguments = arguments
         self._held = {one.running.pid: one for one in reversed(contenders)}
         steps = arguments.rounds * sum(
             bool(one.ask(work[0])) for work in MEASURES.values() for one in contenders
         )
-        self.progress = Progress(steps + len(self._held))
-
-    def cpu(self) -> float:
-        """Of all servers."""
-        return sum(one.running.cpu() for one in self._held.values())
+        self.bench = Measuring(wsload, arguments, steps + len(self._held))
+        self.bench.beside(contenders)
 
     async def measure_memory(self) -> None:
         """Hold many idle connections at each server, by the first way to use it."""
         count = self._arguments.connections
         for one in reversed(self._held.values()):
-            self.progress.step()
+            self.bench.progress.step()
             if not one.ask("echo"):  # another setting of a server that is there
                 continue
             running = one.running
             try:
-                await self._load("handshake", one)  # what the first of all bring in
+                # what the first of all bring in
+                await self.bench.measure(one, MEASURES["handshake"])
                 before = await settled_rss(running.pid, still=1)
                 ask = one.ask("connect")
-                async with self._wsload.holding(count, ask, port=running.port):
+                async with self.bench.wsload.holding(count, ask, port=running.port):
                     size = await settled_rss(running.pid, still=1) - before
             except LoadError as error:
                 self._note_failure("memory", one, error)
                 continue
+            await self.bench.wait_until_idle()
             self.result.memory[one.name] = size / count
             each = size / count / 1000
-            self.progress(f"{one.name}: {each:.1f} kB a connection", always=True)
+            self.bench.progress(f"{one.name}: {each:.1f} kB each", always=True)
 
     async def measure(self) -> None:
         """All rounds, every other one backwards."""
         for number in range(self._arguments.rounds):
-            await self.load.wait_for_quiet(
-                self.cpu, self.progress, self._arguments.patience
-            )
+            await self.bench.wait_for_quiet()
             order = self.contenders[:: -1 if number % 2 else 1]
             for measure, work in MEASURES.items():
                 for one in order:
@@ -191,35 +186,21 @@ class Comparison:
                         await self._measure(number, measure, one)
 
     async def _measure(self, number: int, measure: str, one: Started) -> None:
-        self.progress.step()
+        self.bench.progress.step()
         try:
-            while True:
-                with self.load.watching(self.cpu) as watch:
-                    found = await self._load(measure, one)
-                if not self.load.is_disturbed(watch, 10 * self._arguments.rounds):
-                    break
+            found = await self.bench.measure(one, MEASURES[measure])
         except LoadError as error:
             self._note_failure(measure, one, error)
             return
         self.result.rounds[measure].setdefault(one.name, []).append(found)
-        self.progress(
+        self.bench.progress(
             f"round {number + 1} of {self._arguments.rounds}: {measure}, {one.name}: "
             f"{found.rate:,.0f}/s"
         )
 
-    async def _load(self, measure: str, one: Started) -> Measured:
-        work = MEASURES[measure]
-        return await self._wsload.load(
-            work,
-            one.ask(work[0]),
-            port=one.running.port,
-            pid=one.running.pid,
-            seconds=self._arguments.seconds,
-        )
-
     def _note_failure(self, measure: str, one: Started, error: LoadError) -> None:
         self.result.failed[f"{one.name}, {measure}"] = str(error)
-        self.progress(f"*** {one.name}, {measure}: {error}", always=True)
+        self.bench.progress(f"*** {one.name}, {measure}: {error}", always=True)
 
 
 # ------------------------------------------------------------------------- the result
@@ -249,13 +230,10 @@ def costs_table(result: Result) -> str:
     rows: list[list[object]] = []
     for name in result.names:
         costs = [result.cost(measure, name) for measure in MEASURES]
-        rows.append([shown(name), *("" if c is None else digits(c) for c in costs)])
+        rows.append(
+            [shown(name), *("" if c is None else reporting.digits(c) for c in costs)]
+        )
     return reporting.table(["microseconds", *SHORT.values()], rows)
-
-
-def digits(value: float) -> str:
-    """With as many as mean something."""
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def details_table(result: Result) -> str:
@@ -405,14 +383,16 @@ async def main(arguments: argparse.Namespace) -> None:
             async with started(chosen, cores.server) as (contenders, absent):
                 comparison = Comparison(contenders, wsload, arguments)
                 for name, why in absent.items():
-                    comparison.progress(f"*** LEFT OUT: {name}: {why}", always=True)
+                    comparison.bench.progress(
+                        f"*** LEFT OUT: {name}: {why}", always=True
+                    )
                 await comparison.measure_memory()
                 await comparison.measure()
     result = comparison.result
     result.complete(arguments.rounds)
     body = report(result, absent, arguments.rounds)
     print(body)
-    described = comparison.load.describe()
+    described = comparison.bench.load.describe()
     print(described)
     if arguments.write:
         document.write("compare", body, result.figures(), cores=cores, load=described)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +18,12 @@ __all__ = [
     "Progress",
     "Watch",
     "can_draw",
+    "digits",
     "megabytes",
     "milliseconds",
     "options",
     "percentile",
     "picture",
-    "ratio",
     "seconds_left",
     "table",
 ]
@@ -69,15 +68,13 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[min(len(ordered), max(1, rank)) - 1]
 
 
-def ratio(values: Sequence[float], others: Sequence[float]) -> str:
-    """Median and spread of the ratios within each round, as text."""
-    ratios = sorted(a / b for a, b in zip(values, others, strict=True))
-    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-
-
 def milliseconds(seconds: float) -> str:
     """As text, with as many digits as mean something."""
-    value = seconds * 1000
+    return digits(seconds * 1000)
+
+
+def digits(value: float) -> str:
+    """As text, with as many as mean something."""
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
@@ -106,12 +103,15 @@ class Progress:
         self._width = 0
         self._steps = steps
         self._done = 0
+        self._first = self._started
         self._part = os.environ.get(PART, "")
         self._expected = float(os.environ.get(EXPECTED, 0))
         self._later = float(os.environ.get(LATER, 0))
 
     def step(self) -> None:
-        """One of the steps is done."""
+        """Another of the steps begins; what stands before the first is none."""
+        if not self._done:
+            self._first = time.monotonic()
         self._done += 1
 
     def __call__(self, text: str, *, always: bool = False) -> None:
@@ -128,11 +128,11 @@ class Progress:
             self._last = now
 
     def _outlook(self, now: float) -> str:
-        elapsed = now - self._started
-        if self._done:
-            left = elapsed / self._done * (self._steps - self._done)
+        if self._done > 1:
+            each = (now - self._first) / (self._done - 1)
+            left = each * (self._steps - self._done + 1)
         elif self._expected:
-            left = max(0.0, self._expected - elapsed)
+            left = max(0.0, self._expected - (now - self._started))
         else:
             return ""
         if not self._part:

@@ -236,9 +236,10 @@ async def _add_user(name: str, environment: dict[str, str], *, is_admin: bool) -
         env=environment,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
     )
-    await process.communicate(PASSWORD.encode())
-    assert process.returncode == 0, f"user {name} could not be added"
+    _, errors = await process.communicate(PASSWORD.encode())
+    assert process.returncode == 0, f"user {name}: {errors.decode()}"
 
 
 def _log(directory: str) -> int:

@@ -142,7 +142,10 @@ class Nchan:
 
 @dataclass(frozen=True)
 class Authws:
-    """`authws serve`, or a program that starts as it does, without limits on rates."""
+    """`authws serve`, or a program that starts as it does.
+
+    Its limits are in force, as in service, but so high that no load meets them.
+    """
 
     program: tuple[str, ...] = ()
     settings: tuple[tuple[str, Any], ...] = ()
@@ -153,9 +156,9 @@ class Authws:
         async with served(
             ("alice",),
             core=core,
-            max_connections_per_user=0,
-            message_rate=0,
-            byte_rate=0,
+            max_connections_per_user=16_384,
+            message_rate=10_000_000,
+            byte_rate=1_000_000_000_000,
             access_ttl=86_400,
             session_idle_ttl=43_200,
             **options,
