@@ -194,7 +194,7 @@ def figures(rounds: list[Round]) -> dict[str, object]:
 
 async def main(arguments: argparse.Namespace) -> None:
     allow_open_files()
-    load, progress = Load(), Progress(arguments.rounds)
+    load, progress = Load(), Progress()
     users = [f"user{number}" for number in range(USERS)]
     rounds: list[Round] = []
     async with (
@@ -213,7 +213,6 @@ async def main(arguments: argparse.Namespace) -> None:
                 progress(f"others used {watch.share:.0%} of a core: again", always=True)
                 continue
             rounds.append(found)
-            progress.step()
     body = report(rounds, arguments.logins)
     print(body)
     described = load.describe()
