@@ -273,6 +273,7 @@ async def under(
 ) -> Result:
     """Measure one policy, on a server of its own."""
     result = Result(policy)
+    progress(f"{policy}: the server and its members", always=True)
     async with served(
         ("alice", "bob", "stalled"),
         core=cores.server,
