@@ -54,15 +54,16 @@ $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
 	@touch $@
 
 # What the service holds, measured: docs/performance.md and its pictures, newly made.
-# `make bench` is all of it but the soak, which takes ten minutes and more by itself.
+# `make bench` is all of it but the soak, which takes ten minutes and more by itself;
+# ARGS are for the program, such as ARGS="--quick" to try it out.
 BENCHES := bench-compare bench-growth bench-held bench-revocation bench-quarantine \
   bench-stalled-peer bench-login-burst bench-flame bench-soak
 .PHONY: bench bench-needs $(BENCHES)
 bench: $(VENV)/.installed-bench bench-needs
-	$(BIN)/python -m bench.everything
+	$(BIN)/python -m bench.everything $(ARGS)
 
 $(BENCHES): bench-%: $(VENV)/.installed-bench bench-needs
-	$(BIN)/python -m bench.$(subst -,_,$*)
+	$(BIN)/python -m bench.$(subst -,_,$*) $(ARGS)
 
 # The servers beside which it is measured; the script says what it cannot have.
 bench-needs:

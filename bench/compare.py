@@ -66,6 +66,8 @@ SHORT = dict(
 )
 """As a column's head; w is the window."""
 
+AUTHENTICATED = {one.name for one in CONTENDERS if one.is_authenticated}
+
 Rounds = dict[str, dict[str, list[Measured]]]
 """By measure and contender, one for each round."""
 
@@ -80,6 +82,8 @@ class Result:
     )
     memory: dict[str, float] = field(default_factory=dict)
     """By contender, bytes for each idle connection."""
+    connections: int = 0
+    """How many of them."""
     versions: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """What a contender could not do, and what it said."""
@@ -119,6 +123,7 @@ class Result:
                 }
                 for measure, by_name in self.rounds.items()
             },
+            "connections": self.connections,
             "kilobytes": {
                 name: round(size / 1000, 1) for name, size in self.memory.items()
             },
@@ -142,6 +147,7 @@ class Comparison:
         versions = (one.running.version for one in contenders)
         self.result = Result(
             [one.name for one in contenders],
+            connections=arguments.connections,
             versions=list(dict.fromkeys(filter(None, versions))),
         )
         self._arguments = arguments
@@ -215,14 +221,15 @@ def ratios_table(result: Result) -> str:
     """Per second, as multiples of the floor, and memory."""
     rows: list[list[object]] = []
     for name in result.names:
-        row: list[object] = [shown(name)]
+        row: list[object] = [shown(name), "yes" if name in AUTHENTICATED else ""]
         for measure in MEASURES:
             ratios = result.ratios(measure, name, FLOOR)
             row.append(f"{statistics.median(ratios):.2f}" if ratios else "")
         size = result.memory.get(name)
         row.append("" if size is None else f"{size / 1000:.1f}")
         rows.append(row)
-    return reporting.table(["x floor", *SHORT.values(), "kB each"], rows)
+    head = ["x floor", "knows who", *SHORT.values(), "kB each"]
+    return reporting.table(head, rows, left=2)
 
 
 def costs_table(result: Result) -> str:

@@ -310,6 +310,7 @@ def figures(results: Sequence[Held]) -> dict[str, object]:
     """As they are kept for the goals: the worst of the mixes."""
     last = [found.arrivals[-1] for held in results for found in held.revocations]
     return {
+        "connections": min(held.connections for held in results),
         "kilobytes": round(max(held.per_connection for held in results) / 1000, 2),
         "last_ms": round(max(last) * 1000, 1),
     }

@@ -17,7 +17,7 @@ from bench.growth import Curve, deviation
 
 def compared() -> dict[str, Any]:
     """What the comparison writes when everybody does everything a thousand times."""
-    result = Result([one.name for one in CONTENDERS])
+    result = Result([one.name for one in CONTENDERS], connections=10_000)
     for by_name in result.rounds.values():
         by_name |= {name: [Measured(1000, 1e-6, 1e-3)] for name in result.names}
     result.memory = dict.fromkeys(result.names, 10_000.0)
@@ -29,8 +29,8 @@ def everything() -> dict[str, dict[str, Any]]:
     return {
         "compare": compared(),
         "growth": {"flatness": flat},
-        "held": {"kilobytes": 10, "last_ms": 100},
-        "revocation": {"p99_ms": 1},
+        "held": {"connections": 10_000, "kilobytes": 10, "last_ms": 100},
+        "revocation": {"connections": 10_000, "p99_ms": 1},
         "stalled_peer": {"p99_ratio": 1.0, "rate_ratio": 1.0},
     }
 
@@ -47,6 +47,13 @@ def test_what_is_not_measured_is_neither_met_nor_missed() -> None:
     report = goals.report({})
     assert report.startswith(f"0 of {len(GOALS)} goals are met.")
     assert "not met" not in report
+
+
+def test_a_goal_for_ten_thousand_is_not_met_by_less() -> None:
+    figures = everything()
+    figures["held"]["connections"] = 9_999
+    (goal,) = (goal for goal in GOALS if goal.key == "memory.service")
+    assert goal.figure(figures["held"]) is None
 
 
 def test_a_ratio_is_the_median_of_those_within_rounds() -> None:
