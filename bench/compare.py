@@ -17,8 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvloop
-
 from bench import document, reporting
 from bench.contending import (
     CONTENDERS,
@@ -416,4 +414,4 @@ if __name__ == "__main__":
     parser.add_argument(
         "--only", default="", metavar="NAMES", help="whose names have one of these"
     )
-    uvloop.run(main(parser.parse_args()))
+    reporting.run(main(parser.parse_args()))

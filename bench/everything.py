@@ -62,14 +62,13 @@ def run(part: Part, number: int, parts: Sequence[Part], *, quick: bool) -> bool:
     with subprocess.Popen(  # noqa: S603 - our own modules
         command, env={**os.environ, **environment}
     ) as process:
-        # who ends us ends the part too, in such a way that it ends its servers
+        # who ends us ends the part too, and that ends its servers
         signal.signal(signal.SIGTERM, lambda *_: _stop(process))
         return process.wait() == 0
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
-    process.wait()
+    process.terminate()
     raise SystemExit(128 + signal.SIGTERM)
 
 

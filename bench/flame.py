@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-import uvloop
-
 from bench import document, reporting
 from bench.contending import FIRST_MESSAGE, QUERY_PARAM, Started, started
 from bench.generator import Generator, generator
@@ -216,4 +214,4 @@ async def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = reporting.options(__doc__)
     parser.add_argument("--seconds", type=float, default=8, help="of each recording")
-    uvloop.run(main(parser.parse_args()))
+    reporting.run(main(parser.parse_args()))

@@ -65,7 +65,10 @@ class Generator:
             *(*work, "-p", str(port), "--pid", str(pid)),
             *("-d", str(options["seconds"]), "--warm", str(WARM_UP), *ask),
         )
-        output, errors = await process.communicate()
+        try:
+            output, errors = await process.communicate()
+        finally:
+            _end(process)
         if process.returncode:
             raise LoadError(errors.decode().strip() or f"exit {process.returncode}")
         result: dict[str, Any] = json.loads(output)
@@ -105,8 +108,7 @@ class Generator:
             if process.returncode is not None:
                 raise LoadError("the idle connections did not stay open")
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
+            _end(process)
             await process.wait()
 
     async def _start(self, *arguments: str) -> asyncio.subprocess.Process:
@@ -115,6 +117,11 @@ class Generator:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
+
+
+def _end(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
 
 
 @contextmanager

@@ -26,8 +26,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import uvloop
-
 from bench import document, reporting
 from bench.contending import (
     CONTENDERS,
@@ -596,4 +594,4 @@ if __name__ == "__main__":
         metavar="CURVES",
         help=f"some of {','.join(TICKS)}; nothing is written then",
     )
-    uvloop.run(main(parser.parse_args()))
+    reporting.run(main(parser.parse_args()))

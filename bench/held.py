@@ -19,8 +19,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvloop
-
 from bench import document, reporting
 from bench.peers import STRATEGIES, Credential, Peer, connect
 from bench.reporting import Load, Progress, megabytes, milliseconds, percentile
@@ -368,4 +366,4 @@ async def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = reporting.options(__doc__)
     parser.add_argument("--connections", type=int, default=10_000)
-    uvloop.run(main(parser.parse_args()))
+    reporting.run(main(parser.parse_args()))

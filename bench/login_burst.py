@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import httpx
-import uvloop
 
 from bench import document, reporting
 from bench.peers import Credential, Peer, connect
@@ -228,4 +227,4 @@ if __name__ == "__main__":
     parser = reporting.options(__doc__)
     parser.add_argument("--logins", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
-    uvloop.run(main(parser.parse_args()))
+    reporting.run(main(parser.parse_args()))

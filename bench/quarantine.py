@@ -23,8 +23,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import uvloop
-
 from bench import document, reporting
 from bench.peers import Credential, Peer, RefusedError, connect
 from bench.reporting import Load, Progress, megabytes, milliseconds, percentile
@@ -260,4 +258,4 @@ if __name__ == "__main__":
     parser.add_argument("--strangers", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=12, help="of each measurement")
-    uvloop.run(main(parser.parse_args()))
+    reporting.run(main(parser.parse_args()))

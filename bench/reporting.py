@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import uvloop
 
 __all__ = [
     "IMAGES",
@@ -24,9 +27,12 @@ __all__ = [
     "options",
     "percentile",
     "picture",
+    "run",
     "seconds_left",
     "table",
 ]
+
+Result = TypeVar("Result")
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -56,6 +62,21 @@ def options(description: str | None) -> argparse.ArgumentParser:
         help="how long to wait, before each round, for others to use the machine less",
     )
     return parser
+
+
+def run(main: Coroutine[Any, Any, Result]) -> Result:
+    """Run a benchmark. SIGTERM ends it as Ctrl-C does: with the servers it started."""
+
+    async def until_told() -> Result:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await main
+
+    try:
+        return uvloop.run(until_told())
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 # ------------------------------------------------------------------------- numbers

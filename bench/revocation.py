@@ -18,8 +18,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import uvloop
-
 from bench import document, reporting
 from bench.peers import STRATEGIES, Credential, Peer, connect
 from bench.reporting import Load, Progress, milliseconds, percentile
@@ -219,4 +217,4 @@ if __name__ == "__main__":
     parser = reporting.options(__doc__)
     parser.add_argument("--connections", type=int, default=10_000)
     parser.add_argument("--revocations", type=int, default=200)
-    uvloop.run(main(parser.parse_args()))
+    reporting.run(main(parser.parse_args()))

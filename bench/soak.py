@@ -27,8 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from bench import document, reporting
 from bench.lives import ACCESS_TTL, ROOMS, Town, live_in
 from bench.reporting import Load, Progress, megabytes
@@ -234,4 +232,4 @@ if __name__ == "__main__":
     parser.add_argument(
         "--trace", action="store_true", help="name the lines whose memory has grown"
     )
-    sys.exit(not uvloop.run(main(parser.parse_args())))
+    sys.exit(not reporting.run(main(parser.parse_args())))

@@ -27,8 +27,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import uvloop
-
 from bench import document, reporting
 from bench.contending import IN_ROOM
 from bench.generator import Generator, generator
@@ -434,4 +432,4 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=150, help="messages per second")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8, help="of each measurement")
-    uvloop.run(main(parser.parse_args()))
+    reporting.run(main(parser.parse_args()))
