@@ -114,7 +114,9 @@ def nats_on(subject: str) -> Ask:
 OK = ("--wait", "auth_ok")
 JOIN = '{"type":"join","room":"r%r"}'
 IN_ROOM = ("--pre", '{"type":"publish","room":"r%r","data":"', "--post", '"}')
-AUTH, FORGED = (f'{{"type":"auth","token":"<{what}>"}}' for what in ("token", "forged"))
+AUTH, FORGED = (f'{{"type":"auth","token":"{what}"}}' for what in ("%s", "<forged>"))
+EACH = ("--lines", "<tokens>")
+"""With a token of its own for each connection, so that none was verified before."""
 COOKIE = ("--header", "Cookie: <cookie>", "--header", "Origin: <origin>")
 JOINED = ("--first", JOIN, "--wait", "joined", *IN_ROOM)
 
@@ -123,23 +125,23 @@ EDDSA = Authws(settings=(("signing_algorithm", "EdDSA"),))
 ES256 = Authws(settings=(("signing_algorithm", "ES256"),))
 DEPENDENCY = ("-m", "bench.contenders.authws_dependency")
 
-BY_QUERY = ("--path", "/ws/query-param/echo?token=<token>")
+BY_QUERY = ("--path", "/ws/query-param/echo?token=%s", *EACH)
 
 QUERY_PARAM = Contender(
     "authws, query_param",
     SERVICE,
     connect=BY_QUERY,
     echo=BY_QUERY,
-    fanout=("--path", "/ws/query-param?token=<token>", *JOINED),
+    fanout=("--path", "/ws/query-param?token=%s", *EACH, *JOINED),
     is_authenticated=True,
 )
 FIRST_MESSAGE = Contender(
     "authws, first_message",
     SERVICE,
-    connect=("--path", "/ws/first-message/echo", "--first", AUTH, *OK),
-    echo=("--path", "/ws/first-message/echo", "--first", AUTH, *OK),
+    connect=("--path", "/ws/first-message/echo", "--first", AUTH, *EACH, *OK),
+    echo=("--path", "/ws/first-message/echo", "--first", AUTH, *EACH, *OK),
     fanout=(
-        *("--path", "/ws/first-message", "--first", AUTH, *OK),
+        *("--path", "/ws/first-message", "--first", AUTH, *EACH, *OK),
         *("--then", JOIN, "--until", "joined", *IN_ROOM),
     ),
     is_authenticated=True,
@@ -155,7 +157,7 @@ SESSION_COOKIE = Contender(
 OURS = (QUERY_PARAM, FIRST_MESSAGE, SESSION_COOKIE)
 """The service, by each of its strategies."""
 
-BY_ROUTE = ("--path", "/ws?token=<token>", *OK)
+BY_ROUTE = ("--path", "/ws?token=%s", *EACH, *OK)
 
 
 def of_ours(name: str, server: Authws, connect: Ask, echo: Ask = ()) -> Contender:
@@ -223,6 +225,11 @@ CONTENDERS: Sequence[Contender] = (
     *OURS,
     of_ours("authws, query_param, ES256", ES256, BY_QUERY),
     of_ours("authws, query_param, EdDSA", EDDSA, BY_QUERY),
+    of_ours(
+        "authws, query_param, a token seen before",
+        SERVICE,
+        ("--path", "/ws/query-param/echo?token=<token>"),
+    ),
     FORGED_QUERY_PARAM,
     FORGED_FIRST_MESSAGE,
     IN_A_ROUTE,

@@ -37,6 +37,7 @@ PARTS = (
     Part("compare", 16 * MINUTE, "--rounds 1 --seconds 0.3 --connections 1000"),
     Part("growth", 14 * MINUTE, "--rounds 1 --seconds 0.3"),
     Part("held", 2.5 * MINUTE, "--connections 1000"),
+    Part("footprint", 0.5 * MINUTE, "--connections 500"),
     Part("revocation", 2 * MINUTE, "--connections 1000 --revocations 20"),
     Part("quarantine", 4.5 * MINUTE, "--strangers 200 --rounds 1 --seconds 2"),
     Part("stalled_peer", 10 * MINUTE, "--rounds 1 --seconds 1"),

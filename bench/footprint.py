@@ -19,11 +19,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
-from bench import reporting
+from bench import document, reporting
 from bench.peers import Credential, Peer, connect
-from bench.reporting import Progress
+from bench.reporting import Load, Progress
 from bench.served import Served, served, use_cores
 
 AT_ONCE = 64
@@ -97,7 +95,7 @@ def table(parts: dict[str, float]) -> str:
 
 
 async def main(arguments: argparse.Namespace) -> None:
-    cores, progress = use_cores(), Progress()
+    cores, load, progress = use_cores(), Load(), Progress()
     async with asyncio.timeout(BOUND):
         with tempfile.TemporaryDirectory(prefix="authws-bench-") as directory:
             window = Path(directory) / "window"
@@ -120,10 +118,11 @@ async def main(arguments: argparse.Namespace) -> None:
     body = table(parts)
     print(body)
     if arguments.write:
-        reporting.write_section("footprint", body, cores_apart=cores.are_apart)
+        load_at_start = load.describe().partition(";")[0]
+        document.write("footprint", body, {}, cores=cores, load=load_at_start)
 
 
 if __name__ == "__main__":
     parser = reporting.options(__doc__)
     parser.add_argument("--connections", type=int, default=2000)
-    uvloop.run(main(parser.parse_args()))
+    reporting.run(main(parser.parse_args()))

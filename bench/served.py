@@ -74,6 +74,7 @@ class Served:
     process: asyncio.subprocess.Process
     origin: str
     port: int
+    data_dir: Path
 
     @property
     def pid(self) -> int:
@@ -218,7 +219,8 @@ async def served(
         try:
             async with asyncio.timeout(START_TIMEOUT):
                 origin = await _origin(process)
-            yield Served(process, origin, int(origin.rpartition(":")[2]))
+            port = int(origin.rpartition(":")[2])
+            yield Served(process, origin, port, Path(directory, "data"))
         finally:
             await _stop(process)
 

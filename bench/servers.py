@@ -18,7 +18,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.served import cpu_of, pinned, rss_of, served
+import jwt
+
+from authws.decisions.tokens import TokenIssuer
+from authws.decisions.verified_tokens import MAX_TOKENS
+from authws.service.house import ticket_audience
+from authws.service.key_files import load_secrets
+from authws.service.settings import Settings
+from bench.served import Served, cpu_of, pinned, rss_of, served
 
 __all__ = [
     "AbsentError",
@@ -167,11 +174,43 @@ class Authws:
             token = await service.token("alice")
             facts = {
                 "token": token,
+                "tokens": self._more_like(token, service),
                 "forged": _forged(token),
                 "cookie": await service.cookie("alice"),
                 "origin": service.origin,
             }
             yield Running(service.pid, service.port, facts=facts)
+
+    def _more_like(self, token: str, service: Served) -> str:
+        """Make a file of tokens of one session, one more than are remembered.
+
+        Whoever comes with one after the other comes with one that must be verified.
+        """
+        settings = Settings(
+            _env_file=None,
+            data_dir=service.data_dir,
+            **{k: v for k, v in self.settings if k == "signing_algorithm"},
+        )
+        issuer = TokenIssuer(
+            load_secrets(settings).keyring,
+            issuer=settings.issuer,
+            audience=settings.audience,
+            ticket_audience=ticket_audience(settings),
+        )
+        claims = jwt.decode(token, options={"verify_signature": False})
+        tokens = (
+            issuer.access(
+                claims["sub"],
+                claims["sid"],
+                claims["scope"].split(),
+                now=claims["iat"],
+                expires_at=claims["exp"],
+            )
+            for _ in range(MAX_TOKENS + 1)
+        )
+        path = service.data_dir.parent / "tokens"
+        path.write_text("\n".join(tokens), encoding="ascii")
+        return str(path)
 
 
 def _forged(token: str) -> str:
