@@ -34,7 +34,7 @@ class Part:
 
 
 PARTS = (
-    Part("compare", 16 * MINUTE, "--rounds 1 --seconds 0.3 --connections 1000"),
+    Part("compare", 20 * MINUTE, "--rounds 1 --seconds 0.3 --connections 1000"),
     Part("growth", 14 * MINUTE, "--rounds 1 --seconds 0.3"),
     Part("held", 2.5 * MINUTE, "--connections 1000"),
     Part("footprint", 0.5 * MINUTE, "--connections 500"),
