@@ -32,6 +32,7 @@ from authws.decisions.limits import Limit, TokenBucket, wire_size
 from authws.decisions.redaction import log_failure
 from authws.exceptions import AuthError, ConnectionClosed, MessageError
 from authws.live.deadline import Deadline
+from authws.live.inbox import Inbox
 from authws.live.outbox import Outbox, OutboxPolicy
 from authws.live.turn import Outgoing, Turn
 from authws.live.writers import AsgiWriter, WireWriter, Writer
@@ -167,7 +168,7 @@ class Connection:
         """What the next message waits for."""
         self._failure: Exception | None = None
         """What a message was not taken for: a fault of ours."""
-        self._inbox: asyncio.Queue[str | bytes | None] | None = None
+        self._inbox: Inbox | None = None
         self._deadline = Deadline(
             clock,
             due=self._expire,
@@ -334,8 +335,6 @@ class Connection:
         if self.ending is not None:
             return None
         message = await self._inbox.get()
-        if message is None:
-            self._inbox.put_nowait(None)  # every later call ends as well
         self._deadline.enforce()
         # what we ended takes no message any more, one that came in time included
         return message if self.ending is None else None
@@ -572,7 +571,7 @@ class Connection:
         self._owner = asyncio.current_task()
         self._writer.start()
         if pump:
-            self._inbox = asyncio.Queue(self.limits.inbox_messages)
+            self._inbox = Inbox(self.limits.inbox_messages)
             self._pumping = asyncio.create_task(self._pump(self._inbox))
         self._move_deadline()
 
@@ -647,16 +646,15 @@ class Connection:
             self._writer.overtake()
             self._arm_cutoff()
 
-    async def _pump(self, inbox: asyncio.Queue[str | bytes | None]) -> None:
+    async def _pump(self, inbox: Inbox) -> None:
         while (message := await self._receive()) is not None:
             await inbox.put(message)
         await self.be_over()
-        await inbox.put(None)
 
     async def be_over(self) -> None:
         """Nothing goes in or out any more: wake the handler, give the place back."""
-        if self._inbox is not None and self._inbox.empty():
-            self._inbox.put_nowait(None)
+        if self._inbox is not None:
+            self._inbox.end()
         if self.over is not None:
             await self.over(self)
 
