@@ -235,6 +235,17 @@ def test_limit_on_size_has_two_sides(size: int) -> None:
         assert (got.heard, got.failed) == ([], 1009)
 
 
+def test_of_all_close_codes_a_peer_may_send_those_of_the_registry() -> None:
+    """RFC 6455, 7.4, and what IANA registered since: 1012 to 1014."""
+    for_peers = {*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)}
+    for code in range(1 << 16):
+        got = ours([raw_frame(CLOSE, struct.pack("!H", code))])
+        if code in for_peers:
+            assert (got.heard, got.failed) == ([("close", (code, ""))], None)
+        else:
+            assert (got.heard, got.failed) == ([], 1002)
+
+
 def test_nothing_is_heard_after_the_close_frame() -> None:
     got = ours([raw_frame(CLOSE, b"\x03\xe8") + raw_frame(TEXT, b"late")])
     assert got.heard == [("close", (1000, ""))]
