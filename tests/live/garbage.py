@@ -2,8 +2,9 @@
 
 It takes a command a line, and answers each with a line of JSON: ``grant STRATEGY``,
 ``expire STRATEGY`` (soon), ``revoke SESSION``, ``begin`` and ``collect``. No HTTP is
-involved: what a request would leave is not what is looked for. With ``asgi`` as its
-argument it speaks ASGI to its app, as any other server does.
+involved: what a request would leave is not what is looked for. Its argument is how
+it serves: ``wire``; ``asgi``, as any other server does; or ``library``, an echo in
+somebody else's FastAPI app.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import socket
 import sys
 from collections import Counter
 from typing import Any
 
+from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from authws import AuthWS, Connection
 from authws.decisions.session_cookies import session_digest
 from authws.service.app import create_app
 from authws.service.house import House
+from authws.service.library import Guard
 from authws.service.server import Server, build_config
 from authws.service.settings import Settings
 from authws.strategies.handshake import WIRE
@@ -136,12 +141,35 @@ def without_wire(app: ASGIApp) -> ASGIApp:
     return asgi
 
 
-def main() -> None:
+def the_library() -> tuple[ASGIApp, House]:
+    auth = AuthWS(data_dir=os.environ["AUTHWS_DATA_DIR"])
+    app = FastAPI(lifespan=auth.lifespan)
+    auth.install(app)
+
+    def route(path: str, guard: Guard) -> None:
+        @app.websocket(path)
+        async def echo(connection: Connection = Depends(guard)) -> None:
+            async for message in connection:
+                await connection.send(message)
+
+    route("/ws/query-param", auth.query_param)
+    route("/ws/first-message", auth.first_message)
+    route("/ws/session-cookie", auth.session_cookie)
+    return app, app.state.authws
+
+
+def the_service() -> tuple[ASGIApp, House]:
     app = create_app(Settings(_env_file=None))
-    served = without_wire(app) if sys.argv[1:] == ["asgi"] else app
+    return app, app.state.authws
+
+
+def main() -> None:
+    (way,) = sys.argv[1:]
+    app, house = the_library() if way == "library" else the_service()
+    served = without_wire(app) if way == "asgi" else app
     server = Server(build_config(served, port=0, drain=1, log_config=None))
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(serve(app.state.authws, server))
+        runner.run(serve(house, server))
 
 
 if __name__ == "__main__":
