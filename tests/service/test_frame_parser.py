@@ -224,6 +224,48 @@ def test_any_bytes_are_parsed_or_refused(data: bytes, cuts: list[int]) -> None:
         assert (whole.failed is None) == (them.failed is None)
 
 
+@dataclass
+class Slow(Ours):
+    """Has enough after each message, as an app that is behind."""
+
+    parser: FrameParser = field(init=False)
+
+    def message_received(self, message: str | bytes) -> None:
+        super().message_received(message)
+        self.parser.pause()
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(
+    st.one_of(conversations(), st.binary(max_size=80)),
+    st.lists(st.integers(0, 1 << 16), max_size=6),
+    st.lists(st.booleans(), max_size=12),
+)
+def test_who_takes_one_message_at_a_time_hears_the_same(
+    data: bytes, cuts: list[int], takes: list[bool]
+) -> None:
+    """Wherever the network cuts, and whenever the app goes on."""
+    expected, slow = ours([data]), Slow()
+    parser = FrameParser(max_message_size=MAX_SIZE, limits=UNLIMITED, clock=lambda: 0.0)
+    slow.parser = parser
+    turns = iter(takes)
+    for chunk in pieces(data, cuts):
+        parser.feed(chunk, slow)
+        if next(turns, False):
+            parser.resume(slow)
+    for _ in range(len(data) + 1):
+        parser.resume(slow)
+    assert (slow.heard, slow.failed) == (expected.heard, expected.failed)
+    assert parser.within_message == within(data)
+
+
+def within(data: bytes) -> bool:
+    """Whether something has begun and not ended, for a parser that saw all at once."""
+    parser = FrameParser(max_message_size=MAX_SIZE, limits=UNLIMITED, clock=lambda: 0.0)
+    parser.feed(data, Ours())
+    return parser.within_message
+
+
 @pytest.mark.parametrize(
     "size", [0, 1, 125, 126, 127, MAX_SIZE - 1, MAX_SIZE, MAX_SIZE + 1]
 )
