@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 PROJECT := $(wildcard authws tests examples bench)
 
-.PHONY: run test test-needs security check format install install-dev lock clean
+.PHONY: run test test-needs security autobahn check format install install-dev lock clean
 .DEFAULT_GOAL := run
 
 run: install
@@ -22,6 +22,10 @@ test-needs:
 
 security: install-dev
 	@$(BIN)/python -m pytest -q tests/security
+
+# The original test suite of the field, on Python 2.7; PYTHON2=/path/to/python2.7 names it.
+autobahn: install-dev
+	@$(BIN)/python -m tests.conformance.autobahn
 
 check: install-dev
 	$(BIN)/ruff check $(PROJECT)
@@ -86,4 +90,5 @@ lock:
 	$(COMPILE) --group bench -c requirements.lock -o requirements-bench.lock
 
 clean:
-	rm -rf $(VENV) tests/node/node_modules bench/contenders/node/node_modules .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .autobahn tests/node/node_modules bench/contenders/node/node_modules \
+	  .mypy_cache .ruff_cache .pytest_cache

@@ -87,6 +87,7 @@ async def daemon(
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *arguments,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,
             env={**clean, "AUTHWS_DATA_DIR": str(directory / "data"), **given},

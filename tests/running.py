@@ -10,8 +10,8 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from tests.serving import serving
 __all__ = ["ENDPOINTS", "PASSWORD", "STRATEGIES", "Service", "free_port", "running"]
 
 T = TypeVar("T")
+Serve = Callable[..., AbstractAsyncContextManager[int]]
 
 PASSWORD = "correct horse battery staple"
 STRATEGIES = ("query-param", "first-message", "session-cookie")
@@ -168,7 +169,8 @@ class _Recorder(logging.Handler):
 async def running(tmp_path: Path, **settings: Any) -> AsyncIterator[Service]:
     """Serve a fresh service; ``settings`` override the defaults.
 
-    ``server`` among them goes to ``build_config``, such as a shorter ping interval.
+    ``server`` among them goes to ``build_config``, such as a shorter ping interval;
+    ``served_by`` is another server than ours, as ``tests.foreign`` has them.
     Every log record of every logger is kept in ``service.records``.
     """
     # bound before the app is made, and kept: of a number alone another test run on
@@ -176,6 +178,7 @@ async def running(tmp_path: Path, **settings: Any) -> AsyncIterator[Service]:
     listener = socket.create_server(("127.0.0.1", settings.pop("port", 0)))
     port = listener.getsockname()[1]
     server: dict[str, Any] = settings.pop("server", {})
+    serve: Serve = settings.pop("served_by", serving)
     clock = TestClock()
     configured = Settings(
         _env_file=None,
@@ -202,7 +205,7 @@ async def running(tmp_path: Path, **settings: Any) -> AsyncIterator[Service]:
     for name in ("authws", "authws.security", "uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        async with serving(
+        async with serve(
             app,
             listener=listener,
             max_message_bytes=configured.max_message_bytes,

@@ -96,9 +96,14 @@ class _Service(FastAPI):
 
     websockets: WebSocketGate
 
-    def __call__(
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # a coroutine function, by which other servers know an ASGI app
+        await self.authws_asgi(scope, receive, send)
+
+    def authws_asgi(
         self, scope: Scope, receive: Receive, send: Send
     ) -> Coroutine[Any, Any, None]:
+        """The same for our own server, which would hold its frame for every peer."""
         if scope["type"] == "websocket":
             return self.websockets(scope, receive, send)
         return super().__call__(scope, receive, send)

@@ -78,6 +78,11 @@ class ServerConfig(uvicorn.Config):
         self.drain = drain
         super().__init__(app, http=ArrivalProtocol, ws=WebSocketProtocol, **options)
 
+    def load(self) -> None:
+        """Load the app, and call ours without a frame of its own for each peer."""
+        super().load()
+        self.loaded_app = getattr(self.loaded_app, "authws_asgi", self.loaded_app)
+
     def configure_logging(self) -> None:
         """Set up the loggers; each worker process calls this for itself."""
         install_log_redaction()

@@ -1,27 +1,43 @@
-"""Rooms, presence and acknowledgements: the same over all three strategies."""
+"""Rooms, presence and acknowledgements: the same over all three strategies, and under
+any server."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from websockets.asyncio.client import ClientConnection
 
+from tests.foreign import SERVERS
+from tests.grants import until
 from tests.running import STRATEGIES, Service, running
 
-pytestmark = pytest.mark.parametrize("strategy", STRATEGIES)
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.parametrize("strategy", STRATEGIES),
+]
 
 
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with running(tmp_path) as service:
-        await service.add_user("alice")
-        await service.add_user("bob")
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=SERVERS)
+async def served(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> AsyncIterator[Service]:
+    path = tmp_path_factory.mktemp(request.param)
+    async with running(path, served_by=SERVERS[request.param]) as service:
+        for name in ("alice", "bob"):
+            await service.add_user(name)
         yield service
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def service(served: Service) -> AsyncIterator[Service]:
+    """With nobody there before, and nobody after."""
+    yield served
+    await until(lambda: not served.house.hub.connections)
 
 
 async def say(peer: ClientConnection, **message: Any) -> None:

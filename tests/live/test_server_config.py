@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import select
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -25,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from authws.cli.serve import UNSENT_BYTES, _bind
 from authws.exceptions import ConfigurationError
 from authws.service import server
+from authws.service.app import create_app
 from authws.service.server import build_config
 from authws.service.settings import Settings
 from tests.daemon import daemon
@@ -245,3 +248,19 @@ async def test_serve_takes_all_files_it_may_open_and_says_if_they_are_few(
     if is_told:
         assert "AUTHWS_MAX_CONNECTIONS is 237" in errors[0]
         assert "300 open files" in errors[0]
+
+
+def test_the_service_is_known_for_an_asgi_app(tmp_path: Path) -> None:
+    """Uvicorn and Hypercorn look whether it is a coroutine function."""
+    service = create_app(Settings(_env_file=None, data_dir=tmp_path))
+    assert inspect.iscoroutinefunction(type(service).__call__)
+    plain = uvicorn.Config(service, log_config=None)
+    plain.load()
+    assert plain.interface == "asgi3"
+
+
+def test_our_own_server_holds_no_frame_of_it_for_a_peer(tmp_path: Path) -> None:
+    service = create_app(Settings(_env_file=None, data_dir=tmp_path))
+    config = build_config(service, log_config=None)
+    config.load()
+    assert not inspect.iscoroutinefunction(config.loaded_app)

@@ -224,6 +224,48 @@ def test_any_bytes_are_parsed_or_refused(data: bytes, cuts: list[int]) -> None:
         assert (whole.failed is None) == (them.failed is None)
 
 
+@dataclass
+class Slow(Ours):
+    """Has enough after each message, as an app that is behind."""
+
+    parser: FrameParser = field(init=False)
+
+    def message_received(self, message: str | bytes) -> None:
+        super().message_received(message)
+        self.parser.pause()
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(
+    st.one_of(conversations(), st.binary(max_size=80)),
+    st.lists(st.integers(0, 1 << 16), max_size=6),
+    st.lists(st.booleans(), max_size=12),
+)
+def test_who_takes_one_message_at_a_time_hears_the_same(
+    data: bytes, cuts: list[int], takes: list[bool]
+) -> None:
+    """Wherever the network cuts, and whenever the app goes on."""
+    expected, slow = ours([data]), Slow()
+    parser = FrameParser(max_message_size=MAX_SIZE, limits=UNLIMITED, clock=lambda: 0.0)
+    slow.parser = parser
+    turns = iter(takes)
+    for chunk in pieces(data, cuts):
+        parser.feed(chunk, slow)
+        if next(turns, False):
+            parser.resume(slow)
+    for _ in range(len(data) + 1):
+        parser.resume(slow)
+    assert (slow.heard, slow.failed) == (expected.heard, expected.failed)
+    assert parser.within_message == within(data)
+
+
+def within(data: bytes) -> bool:
+    """Whether something has begun and not ended, for a parser that saw all at once."""
+    parser = FrameParser(max_message_size=MAX_SIZE, limits=UNLIMITED, clock=lambda: 0.0)
+    parser.feed(data, Ours())
+    return parser.within_message
+
+
 @pytest.mark.parametrize(
     "size", [0, 1, 125, 126, 127, MAX_SIZE - 1, MAX_SIZE, MAX_SIZE + 1]
 )
@@ -233,6 +275,17 @@ def test_limit_on_size_has_two_sides(size: int) -> None:
         assert (got.heard, got.failed) == ([("message", b"x" * size)], None)
     else:
         assert (got.heard, got.failed) == ([], 1009)
+
+
+def test_of_all_close_codes_a_peer_may_send_those_of_the_registry() -> None:
+    """RFC 6455, 7.4, and what IANA registered since: 1012 to 1014."""
+    for_peers = {*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)}
+    for code in range(1 << 16):
+        got = ours([raw_frame(CLOSE, struct.pack("!H", code))])
+        if code in for_peers:
+            assert (got.heard, got.failed) == ([("close", (code, ""))], None)
+        else:
+            assert (got.heard, got.failed) == ([], 1002)
 
 
 def test_nothing_is_heard_after_the_close_frame() -> None:
