@@ -149,8 +149,12 @@ def check_answer(sent: bytes, came: bytes) -> bytes | None:
 
 
 def check_frames(came: bytes) -> None:
-    """Hold what a server said to RFC 6455: whole frames, the close frame last."""
-    at = 0
+    """Hold what a server said to RFC 6455: whole frames, and the close frame last.
+
+    Only pongs may follow: each ping is owed one until the peer's own close frame is
+    there (5.5.2), and the peer may have asked before it could know of ours.
+    """
+    at, is_closed = 0, False
     while at < len(came):
         first, size = came[at], came[at + 1]
         at += 2
@@ -163,10 +167,12 @@ def check_frames(came: bytes) -> None:
         payload = came[at : at + size]
         assert len(payload) == size
         at += size
-        if first & 0x0F == TEXT:
+        opcode = first & 0x0F
+        assert not is_closed or opcode == PONG, "something was said behind the close"
+        if opcode == TEXT:
             payload.decode()
-        if first & 0x0F == CLOSE:
-            assert at == len(came), "something was said behind the close frame"
+        if opcode == CLOSE:
+            is_closed = True
             check_close(payload)
 
 
