@@ -280,11 +280,9 @@ class WebSocketProtocol(asyncio.Protocol):
     def ping_received(self, payload: bytes) -> None:
         """Answer with a pong; one that takes nothing gets one for all its pings.
 
-        RFC 6455, 5.5.3 allows to answer the latest alone. After our close frame there
-        is nothing.
+        RFC 6455, 5.5.3 allows to answer the latest alone; 5.5.2 demands an answer until
+        the peer's close frame has come, behind our own too.
         """
-        if self._stage is not Stage.OPEN:
-            return
         if self._drained is None:
             self.transport.write(frames.pong(payload))
         else:
