@@ -14,7 +14,14 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-__all__ = ["REDACTED", "install_log_redaction", "log_failure", "redact", "redact_query"]
+__all__ = [
+    "REDACTED",
+    "install_log_redaction",
+    "log_failure",
+    "makes_plain_records",
+    "redact",
+    "redact_query",
+]
 
 REDACTED = "[redacted]"
 
@@ -166,7 +173,15 @@ def _redacting(
         return record
 
     factory.redacts = True  # type: ignore[attr-defined]
+    factory.makes_plain = previous is logging.LogRecord  # type: ignore[attr-defined]
     return factory
+
+
+def makes_plain_records() -> bool:
+    """Tell whether a log record is what ``logging`` makes by itself, and no more: a
+    tracer's factory adds fields that an operator's format may ask for."""
+    factory = logging.getLogRecordFactory()
+    return factory is logging.LogRecord or getattr(factory, "makes_plain", False)
 
 
 def _is_exception(

@@ -8,7 +8,7 @@ flaps between networks brings the same token each time. Why remembering is safe:
 - It holds while the verifier still has the very key that signed, for 60 seconds.
 - Only what no later moment can change is remembered: signature, header and claims. The
   times are compared with the clock each time, and whether the session still exists is
-  asked of its record each time; what ends a session drops its tokens here as well.
+  asked of its record each time, on which alone it depends; its end drops what is here.
 - A refusal is never remembered, and the number of entries is bounded.
 """
 

@@ -91,7 +91,6 @@ class Connection:
         "_clock",
         "_cutoff",
         "_deadline",
-        "_failure",
         "_giving_up",
         "_handshake",
         "_in_a_row",
@@ -109,6 +108,7 @@ class Connection:
         "_writer",
         "address",
         "closed_at",
+        "failed",
         "id",
         "limit",
         "limits",
@@ -140,6 +140,8 @@ class Connection:
         self.rooms: set[str] = set()
         self.renewed: Callable[[Connection], Awaitable[None]] | None = None
         """Told after a renewal, to leave rooms that are no longer allowed."""
+        self.failed: Callable[[Connection], object] | None = None
+        """Told, while the exception is handled, of a fault in taking a message."""
         self.over: Callable[[Connection], Awaitable[None]] | None = None
         """Told once nothing goes in or out any more, whatever its handler does."""
         self.strikes = 0
@@ -166,8 +168,6 @@ class Connection:
         self._take: Take | None = None
         self._taking: asyncio.Task[None] | None = None
         """What the next message waits for."""
-        self._failure: Exception | None = None
-        """What a message was not taken for: a fault of ours."""
         self._inbox: Inbox | None = None
         self._deadline = Deadline(
             clock,
@@ -359,55 +359,64 @@ class Connection:
                     await work
             if self._taking is not None:
                 await self._taking
-            if self._failure is not None:
-                raise self._failure
         finally:
-            self._take = self._failure = None
+            self._take = None
             if wire is not None:
                 wire.on_message = None
-            if self._taking is not None:
-                self._taking.cancel()
+            taking, self._taking = self._taking, None
+            if taking is not None:
+                taking.cancel()
 
     def _take_at_once(self, message: str | bytes) -> bool:
         """Take what has just come in; return whether the next may follow at once."""
-        self._deadline.enforce()
-        if not self.is_open or not self._within_limits(message):
-            return True  # it is over: what follows is only overheard
-        assert self._take is not None  # noqa: S101 - ``each`` runs
-        try:
-            if self._renew is not None and _is_renewal(message):
-                work: Awaitable[None] | None = self.renew(message)
-            else:
-                work = self._take(self, message)
-        except Exception as failure:
-            self._fail(failure)
-            return True
         loop = asyncio.get_running_loop()
-        if work is not None:
-            self._taking = loop.create_task(self._finish_taking(work))
-            return False
-        self._in_a_row += 1
+        self._deadline.enforce()
+        if self.is_open and self._within_limits(message):
+            work = self._begin_taking(message)
+            if work is not None:
+                self._taking = loop.create_task(self._finish_taking(work))
+                return False
+        self._in_a_row += 1  # one that came too late as well: there may be many
         if self._in_a_row < MAX_IN_A_ROW and self._outbox.has_room:
             return True
         self._in_a_row = 0
         loop.call_soon(self._read_on)
         return False
 
+    def _begin_taking(self, message: str | bytes) -> Awaitable[None] | None:
+        assert self._take is not None  # noqa: S101 - ``each`` runs
+        if self._renew is not None and _is_renewal(message):
+            return self.renew(message)
+        try:
+            return self._take(self, message)
+        except Exception:
+            self._fail()
+            return None
+
     async def _finish_taking(self, work: Awaitable[None]) -> None:
         try:
             await work
-        except Exception as failure:
-            self._fail(failure)
-        self._taking = None
+        except ConnectionClosed:
+            pass  # it has ended, for a reason that was told where it was found
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._fail()  # it is what it waited for that was cancelled
+        except Exception:
+            self._fail()
+        finally:
+            self._taking = None
         self._read_on()
 
     def _read_on(self) -> None:
         if self._wire is not None and self._wire.on_message is not None:
             self._wire.read_on()
 
-    def _fail(self, failure: Exception) -> None:
-        """A message could not be taken, for a fault of ours: ``each`` ends with it."""
-        self._failure = failure
+    def _fail(self) -> None:
+        """A message could not be taken, for the fault that is being handled."""
+        if self.failed is not None:
+            self.failed(self)
         self.end(close_codes.INTERNAL_ERROR, flush=True)
 
     async def _receive(self) -> str | bytes | None:

@@ -157,6 +157,7 @@ class Door:
             self.strangers.leave(visit.address)
         connection = await self._admit(strategy, handshake, principal, style)
         handshake.forget_request()
+        connection.failed = self._report_failure
         connection.over = visit.be_over
         connection.start(pump=style.pump)
         if style.announce or strategy.name == "first_message":

@@ -9,23 +9,23 @@ __all__ = ["Inbox"]
 
 
 class Inbox:
-    """A queue between one task that fills it and one that empties it.
+    """A queue with an end. A capacity of 0 is none.
 
-    ``asyncio.Queue`` is for any number of both, and costs an idle connection 3 kB.
+    ``asyncio.Queue`` costs an idle connection 3 kB more; here whoever waits, for a
+    message or for room, is woken by every change and looks again.
     """
 
-    __slots__ = ("_capacity", "_change", "_is_over", "_messages")
+    __slots__ = ("_capacity", "_is_over", "_messages", "_waiting")
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._messages: deque[str | bytes] | None = None
         self._is_over = False
-        self._change: asyncio.Future[None] | None = None
-        """Whichever of the two waits; never both: it is not empty and full at once."""
+        self._waiting: list[asyncio.Future[None]] | None = None
 
     async def put(self, message: str | bytes) -> None:
         """Append a message; wait while there is no room."""
-        while self._messages is not None and len(self._messages) >= self._capacity:
+        while self._messages and len(self._messages) >= self._capacity > 0:
             await self._wait()
         if self._messages is None:
             self._messages = deque()
@@ -50,12 +50,18 @@ class Inbox:
         self._wake()
 
     async def _wait(self) -> None:
-        self._change = asyncio.get_running_loop().create_future()
+        change = asyncio.get_running_loop().create_future()
+        if self._waiting is None:
+            self._waiting = []
+        self._waiting.append(change)
         try:
-            await self._change
+            await change
         finally:
-            self._change = None
+            if self._waiting is not None and change in self._waiting:
+                self._waiting.remove(change)
 
     def _wake(self) -> None:
-        if self._change is not None and not self._change.done():
-            self._change.set_result(None)
+        waiting, self._waiting = self._waiting, None
+        for change in waiting or ():
+            if not change.done():
+                change.set_result(None)

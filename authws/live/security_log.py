@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
+from threading import get_ident
 
 from authws.clock import Clock
-from authws.decisions.redaction import redact
+from authws.decisions.redaction import makes_plain_records, redact
 
 __all__ = ["LOGGER_NAME", "SecurityLog"]
 
@@ -93,10 +95,16 @@ class SecurityLog:
             self._listener(event, reason, limit)
 
     def _record(self, line: str, now: float) -> logging.LogRecord:
-        """Make a log record; all of ours come from the same place in the same process,
-        which ``logging`` would find out anew for each."""
+        """Make a log record; most come from the same place in the same thread, which
+        ``logging`` would find out anew for each."""
+        blank = self._blank
+        is_usual = blank.thread == get_ident() and blank.process == os.getpid()
+        if not (is_usual and makes_plain_records()):
+            return self._logger.makeRecord(
+                LOGGER_NAME, logging.INFO, __file__, 0, line, (), None
+            )
         record = object.__new__(logging.LogRecord)
-        record.__dict__.update(self._blank.__dict__)
+        record.__dict__.update(blank.__dict__)
         record.msg = line
         record.created = now
         record.msecs = now % 1 * 1000

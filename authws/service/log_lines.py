@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 __all__ = ["LineHandler"]
+
+
+PIPE_BUF = 4096
+"""Bytes that a write to a pipe may have, not to be torn (POSIX; Linux's figure)."""
 
 
 class LineHandler(logging.StreamHandler[TextIO]):
     """Writes each message as a line, and those of one turn of the event loop at once.
 
     A wave of handshakes is a wave of lines, and the system takes as long for one as for
-    a hundred. Outside an event loop a line is written as it comes.
+    a hundred. Outside an event loop a line is written as it comes. A process that is
+    killed in the middle of a turn loses what that turn has said.
     """
 
     def __init__(self, path: str = "-") -> None:
@@ -39,12 +45,11 @@ class LineHandler(logging.StreamHandler[TextIO]):
     def flush(self) -> None:
         """Write what is kept."""
         with self.lock:  # type: ignore[union-attr]
-            said, self._lines = "".join(self._lines), []
-            if not said:
-                return
+            lines, self._lines = self._lines, []
             try:
-                self.stream.write(said)
-                self.stream.flush()
+                for said in _together(lines):
+                    self.stream.write(said)
+                    self.stream.flush()
             except Exception:
                 self.handleError(_UNWRITTEN)
 
@@ -54,6 +59,18 @@ class LineHandler(logging.StreamHandler[TextIO]):
         if self._is_file:
             self.stream.close()
         super().close()
+
+
+def _together(lines: Iterable[str]) -> Iterator[str]:
+    """Join lines, up to what a pipe takes whole from each of those who write to it."""
+    said = ""
+    for line in lines:
+        if said and len((said + line).encode("utf-8", "replace")) > PIPE_BUF:
+            yield said
+            said = ""
+        said += line
+    if said:
+        yield said
 
 
 _UNWRITTEN = logging.LogRecord(

@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MethodType
 from typing import Any, Literal
 
 import uvicorn
@@ -81,7 +81,10 @@ class ServerConfig(uvicorn.Config):
     def load(self) -> None:
         """Load the app, and call ours without a frame of its own for each peer."""
         super().load()
-        self.loaded_app = getattr(self.loaded_app, "authws_asgi", self.loaded_app)
+        # asked of the class: what is wrapped around an app shall see what goes in
+        direct = getattr(type(self.loaded_app), "authws_asgi", None)
+        if direct is not None:
+            self.loaded_app = MethodType(direct, self.loaded_app)
 
     def configure_logging(self) -> None:
         """Set up the loggers; each worker process calls this for itself."""
@@ -287,6 +290,7 @@ class Server(uvicorn.Server):
         except TimeoutError:
             await self._cut()
         await self.lifespan.shutdown()
+        await asyncio.sleep(0)  # what the last turn said to the log is written
 
     @property
     def _reserve(self) -> float:

@@ -177,6 +177,63 @@ async def test_a_fault_of_ours_ends_that_connection_and_no_other(
         assert heard(bob) == [3]
 
 
+async def test_a_fault_is_told_even_if_the_peer_takes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with house() as here:
+        alice, bob = await here.guest("alice"), await here.guest("bob")
+        alice.reads.clear()
+        publish(bob, 0)  # it waits in her outbox
+        await settle()
+        here.fault = RuntimeError("the broker is upside down")
+        with caplog.at_level(logging.ERROR, "authws"):
+            publish(alice, 1)
+            await here.clock.advance(30.0)
+            await settle()
+        here.fault = None
+        assert alice.task is not None
+        assert alice.task.done()
+        assert caplog.text.count("upside down") == 1
+        assert here.counted.count(("handler_failed", "internal_error", "")) == 1
+
+
+@pytest.mark.parametrize("way", ["wire"], indirect=True)
+async def test_a_wait_that_others_cancel_ends_the_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The way in is not blocked for ever by what it waited for."""
+    async with house() as here:
+        alice = await here.guest("alice")
+        waits = asyncio.get_running_loop().create_future()
+
+        async def carry(_: str, __: bytes) -> None:
+            await asyncio.shield(waits)
+
+        here.hub._broker.publish = carry  # type: ignore[method-assign, assignment]
+        publish(alice, 1)
+        publish(alice, 2)
+        await settle()
+        with caplog.at_level(logging.ERROR, "authws"):
+            waits.cancel()
+            await settle()
+        assert alice.ending == (1011, "internal_error")
+
+
+@pytest.mark.parametrize("way", ["wire"], indirect=True)
+async def test_a_flood_into_a_connection_that_ends_is_taken_in_turns() -> None:
+    async with house() as here:
+        alice, bob = await here.guest("alice"), await here.guest("bob")
+        alice.reads.clear()
+        publish(bob, 0)
+        await settle()
+        (connection,) = here.hub.of_subject("alice")
+        connection.end_for_restart(1.0)  # what waits for her goes out before
+        assert alice.wire is not None
+        for number in range(MAX_IN_A_ROW * 3):
+            publish(alice, number)
+        assert alice.wire._is_paused
+
+
 async def test_many_messages_at_once_leave_a_turn_to_others() -> None:
     async with house() as here:
         alice, bob = await here.guest("alice"), await here.guest("bob")

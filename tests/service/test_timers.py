@@ -114,6 +114,26 @@ def test_one_may_stop_the_next_or_start_itself(loop: Loop) -> None:
     assert other.called_at == []
 
 
+def test_those_who_start_themselves_have_one_timer_together(loop: Loop) -> None:
+    shared = timer(loop)
+    called: list[tuple[str, float]] = []
+
+    def start(name: str) -> None:
+        def again() -> None:
+            called.append((name, loop.now))
+            shared.start(again)
+
+        shared.start(again)
+
+    for name in "abc":
+        start(name)
+        loop.advance(3)
+    loop.advance(41)
+    assert [at for name, at in called if name == "b"] == [13.0, 23.0, 33.0, 43.0]
+    assert len(called) == 5 + 4 + 4
+    assert loop.most_timers == 1
+
+
 def test_one_that_fails_costs_the_others_nothing(loop: Loop) -> None:
     shared, other = timer(loop), Peer(loop)
 

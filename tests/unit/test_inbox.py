@@ -68,3 +68,59 @@ async def test_one_that_gave_up_waiting_costs_no_message() -> None:
     await asyncio.gather(full, return_exceptions=True)
     inbox.end()
     assert [await inbox.get(), await inbox.get()] == ["2", None]
+
+
+async def test_every_one_who_waits_is_served() -> None:
+    inbox = Inbox(2)
+    waiting = [asyncio.ensure_future(inbox.get()) for _ in range(3)]
+    await settle()
+    await inbox.put("1")
+    await inbox.put("2")
+    inbox.end()
+    assert sorted(str(one) for one in await asyncio.gather(*waiting)) == [
+        "1",
+        "2",
+        "None",
+    ]
+
+
+async def test_a_second_wait_outlives_the_first() -> None:
+    inbox = Inbox(2)
+    first = asyncio.ensure_future(inbox.get())
+    await settle()
+    first.cancel()
+    second = asyncio.ensure_future(inbox.get())
+    await settle()
+    await inbox.put("1")
+    assert await second == "1"
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 2, 4, 64])
+async def test_who_fills_and_who_empties_never_wait_for_each_other(
+    capacity: int,
+) -> None:
+    inbox = Inbox(capacity)
+
+    async def fill() -> None:
+        for number in range(100):
+            await inbox.put(str(number))
+            if number % 7 == 0:
+                await asyncio.sleep(0)
+        inbox.end()
+
+    async def empty() -> list[str | bytes]:
+        found: list[str | bytes] = []
+        while (message := await inbox.get()) is not None:
+            found.append(message)
+        return found
+
+    async with asyncio.timeout(10):
+        _, found = await asyncio.gather(fill(), empty())
+    assert found == [str(number) for number in range(100)]
+
+
+async def test_a_capacity_of_0_is_none() -> None:
+    inbox = Inbox(0)
+    async with asyncio.timeout(10):
+        for number in range(1000):
+            await inbox.put(str(number))

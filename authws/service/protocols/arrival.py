@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from uvicorn.protocols.utils import get_local_addr
+
 from authws.decisions.limits import Headcount, household
 from authws.decisions.messages import SUBPROTOCOL
 from authws.service.protocols.http import HttpProtocol, pending_of
@@ -46,16 +48,20 @@ def plain_handshake(data: bytes, limits: ProtocolLimits) -> Head | None:
 
     None: it is something else, or may be.
     """
+    if len(data) > limits.max_target_bytes + limits.max_header_bytes:
+        return None
     plain = _PLAIN.fullmatch(data)
     if plain is None:
         return None
     target, block = plain.groups()
+    if block.count(b"\n") > limits.max_headers:
+        return None
     headers = [(name.lower(), value) for name, value in _FIELD.findall(block)]
     fields = dict(headers)
     is_within = (
         len(target) <= limits.max_target_bytes
         and len(block) <= limits.max_header_bytes
-        and len(fields) == len(headers) <= limits.max_headers  # none stands twice
+        and len(fields) == len(headers)  # none stands twice
     )
     return (target, headers) if is_within and _asks_to_upgrade(fields) else None
 
@@ -138,7 +144,6 @@ class ArrivalProtocol(asyncio.Protocol):
             return
         self._pass_on()
         target, headers = head
-        server = self.transport.get_extra_info("sockname")
         is_tls = self.transport.get_extra_info("sslcontext") is not None
         protocol = WebSocketProtocol(self._config, self._state)
         self.transport.set_protocol(protocol)
@@ -149,7 +154,7 @@ class ArrivalProtocol(asyncio.Protocol):
                 "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
                 "http_version": "1.1",
                 "method": "GET",
-                "server": server[:2] if isinstance(server, tuple) else None,
+                "server": get_local_addr(self.transport),
                 "client": self._client,
                 "scheme": "https" if is_tls else "http",
                 "root_path": self._config.root_path,

@@ -49,21 +49,21 @@ class SharedTimer:
         self._due.pop(callback, None)
 
     def _call_due(self) -> None:
-        self._handle = None
         now = self._loop.time()
-        while self._due:
-            callback, due = next(iter(self._due.items()))
-            if due > now:
-                self._handle = self._loop.call_at(due, self._call_due)
-                return
-            del self._due[callback]
+        while (first := self._first()) and first[1] <= now:
+            del self._due[first[0]]
             try:
-                callback()
+                first[0]()
             except Exception as exception:  # the others are due all the same
-                what = f"a timer failed: {callback!r}"
+                what = f"a timer failed: {first[0]!r}"
                 self._loop.call_exception_handler(
                     {"message": what, "exception": exception}
                 )
+        # not before: who was just started has no timer of its own
+        self._handle = self._loop.call_at(first[1], self._call_due) if first else None
+
+    def _first(self) -> tuple[Callback, float] | None:
+        return next(iter(self._due.items()), None)
 
 
 class Timers:
