@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-__all__ = ["PROMPTLY", "Machine"]
+__all__ = ["PROMPTLY", "Machine", "watched"]
 
 PROMPTLY = 0.1
 """Seconds after a deadline by which it is over, on a machine that is never late."""
@@ -30,3 +32,14 @@ class Machine:
     def is_prompt(self, late: float) -> bool:
         """Whether it was not early, and no later than it may be."""
         return 0 <= late < PROMPTLY + self.late
+
+
+@asynccontextmanager
+async def watched() -> AsyncIterator[Machine]:
+    """Watch the machine meanwhile."""
+    machine = Machine()
+    watching = asyncio.create_task(machine.watch())
+    try:
+        yield machine
+    finally:
+        watching.cancel()

@@ -3,12 +3,11 @@ how late this machine is, for what must be in time."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from tests.machine import Machine
+from tests.machine import Machine, watched
 from tests.stores.conftest import backend, postgres, url
 
 __all__ = ["backend", "machine", "postgres", "url"]
@@ -16,7 +15,5 @@ __all__ = ["backend", "machine", "postgres", "url"]
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def machine() -> AsyncIterator[Machine]:
-    machine = Machine()
-    watching = asyncio.create_task(machine.watch())
-    yield machine
-    watching.cancel()
+    async with watched() as machine:
+        yield machine
