@@ -146,7 +146,6 @@ class ArrivalProtocol(asyncio.Protocol):
         target, headers = head
         is_tls = self.transport.get_extra_info("sslcontext") is not None
         protocol = WebSocketProtocol(self._config, self._state)
-        self.transport.set_protocol(protocol)
         protocol.start(
             self.transport,
             {
@@ -192,4 +191,4 @@ class ArrivalProtocol(asyncio.Protocol):
         self._timers.head.stop(self._too_slow)
 
     def _too_slow(self) -> None:
-        self._become_http().give_up_head()
+        self._become_http().time_out()

@@ -229,7 +229,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self.connections.discard(self)
         protocol = WebSocketProtocol(self.config, self.server_state)
-        self.transport.set_protocol(protocol)
         protocol.start(self.transport, cast(dict[str, Any], self.scope), self.url)
         # It holds our callbacks, and so us: without it nothing is left of this object.
         self.parser = None  # type: ignore[assignment]
@@ -262,7 +261,7 @@ class HttpProtocol(HttpToolsProtocol):
                 if self._reading is _Reading.HEAD
                 else self.limits.body_timeout
             )
-            self._deadline = self.loop.call_later(timeout, self._too_slow)
+            self._deadline = self.loop.call_later(timeout, self.time_out)
 
     @property
     def _head_time(self) -> float:
@@ -271,16 +270,13 @@ class HttpProtocol(HttpToolsProtocol):
             return self.limits.head_timeout
         return max(0.0, self.head_due_at - self.loop.time())
 
-    def give_up_head(self) -> None:
-        """Refuse a head that did not come in time."""
-        self._too_slow()
-
     def _unwatch(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _too_slow(self) -> None:
+    def time_out(self) -> None:
+        """Refuse a head or a body that did not come in time."""
         self._refuse(limits.REQUEST_TIMEOUT)
 
     def _refuse(self, refusal: Refusal) -> None:

@@ -170,6 +170,7 @@ class WebSocketProtocol(asyncio.Protocol):
         ``request`` is its HTTP scope, which becomes the WebSocket's.
         """
         self.transport = transport
+        transport.set_protocol(self)
         # over TLS an event loop would take half a megabyte before it says so
         transport.set_write_buffer_limits(high=MAX_WRITE_BUFFER)
         self._connections.add(self)  # type: ignore[arg-type]
