@@ -82,7 +82,7 @@ $(VENV)/.installed-bench: requirements-bench.lock $(VENV)/.installed
 UV ?= uv
 COMPILE = $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
-  pyproject.toml --extra postgres
+  pyproject.toml --extra postgres --extra redis --extra nats --extra rabbitmq
 
 lock:
 	$(COMPILE) --group build -o requirements.lock

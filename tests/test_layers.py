@@ -41,6 +41,9 @@ HOMES: dict[str, tuple[str, ...]] = {
     "jwt": ("authws.decisions.tokens", "authws.decisions.keys"),
     "passlib": ("authws.stores.passwords",),
     "sqlalchemy": ("authws.stores",),
+    "redis": ("authws.brokers.redis",),
+    "nats": ("authws.brokers.nats",),
+    "aio_pika": ("authws.brokers.rabbitmq",),
     "alembic": ("authws.stores",),
 }
 """Libraries that live in one place, so that replacing one touches one place."""

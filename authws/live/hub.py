@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from typing import Literal
 
 from authws import close_codes
 from authws.brokers.base import Broker
 from authws.clock import Clock
 from authws.decisions import messages
+from authws.decisions.history import Position
 from authws.decisions.lifecycle import revocation_close
 from authws.decisions.limits import Limit
 from authws.decisions.revocations import RevocationSnapshot
@@ -80,7 +81,7 @@ class Hub:
 
     async def start(self) -> None:
         """Begin to receive what the broker carries."""
-        await self._broker.start(self._deliver)
+        await self._broker.start(self)
 
     # ------------------------------------------------------------------ coming, going
 
@@ -235,10 +236,14 @@ class Hub:
 
     # ----------------------------------------------------------------------- delivery
 
-    def _deliver(self, channel: str, data: bytes) -> None:
+    def deliver(self, channel: str, data: bytes, position: Position | None) -> None:
+        """Hand what the broker carried to a room's members."""
         room = self.rooms.get(channel)
         if room is not None:
             self._tell(room, data)
+
+    def interrupted(self, channels: Collection[str]) -> None:
+        """Hear that something may not have arrived."""
 
     def _tell(self, room: Room, data: bytes) -> None:
         # a member whose outbox overflows is ended, not removed: the room stands still

@@ -27,9 +27,11 @@ class House(Engine):
         self.handed_over: list[bytes] = []
         self.fault: Exception | None = None
         self._publish = MemoryBroker.publish
-        self.hub._broker.publish = self._carry  # type: ignore[method-assign]
+        self.hub._broker.publish = self._carry  # type: ignore[method-assign, assignment]
 
-    def _carry(self, channel: str, data: bytes) -> Awaitable[None] | None:
+    def _carry(
+        self, channel: str, data: bytes, _keep: object = None
+    ) -> Awaitable[None] | None:
         if self.gate.is_set():
             self._deliver(channel, data)
             return None

@@ -228,13 +228,13 @@ async def test_slow_room_costs_a_healthy_peer_nothing(tmp_path: Path) -> None:
         publish = broker.publish
         asked: list[float] = []
 
-        async def slowly(channel: str, data: bytes) -> None:
+        async def slowly(channel: str, data: bytes, _keep: Any = None) -> None:
             if not asked:
                 asked.append(time.monotonic())
                 await asyncio.sleep(SLOW)
             publish(channel, data)
 
-        broker.publish = slowly  # type: ignore[method-assign]
+        broker.publish = slowly  # type: ignore[method-assign, assignment]
         async with enter(service, "/ws/query-param", alice) as peer:
             await say(peer, type="join", room="lobby")
             await sees(witness, "joined")

@@ -1,0 +1,146 @@
+"""A connection to a broker that is kept up for as long as it is wanted.
+
+The clients' own ways of coming back differ in when they give up, what they tell and how
+they wait. Here there is one: connect, ask now and then whether the other end is really
+there, and after a loss try again, for ever, with growing and jittered delays, so that
+forty workers do not come back to a broker in the same moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from authws.clock import Clock
+
+__all__ = ["CALL_TIMEOUT", "Lifeline", "backoff"]
+
+logger = logging.getLogger("authws")
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds for connecting, logging in and subscribing again."""
+CALL_TIMEOUT = 5.0
+"""Seconds after which a call to a broker that is there counts as failed."""
+PROBE_EVERY = 1.0
+"""Seconds between two questions whether the broker is there: a process that is stopped,
+or a network that is cut, sends no sign of it."""
+PROBE_TIMEOUT = 2.0
+FIRST_DELAY = 0.05
+LONGEST_DELAY = 5.0
+
+
+def backoff(attempt: int) -> float:
+    """Return the seconds to wait before try number ``attempt``, from 0 on: half fixed
+    and half chance, so that it neither hurries nor comes in step with others."""
+    delay: float = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(attempt, 16))
+    return delay * (0.5 + random.random() / 2)  # noqa: S311 - jitter is no secret
+
+
+class Lifeline:
+    """Runs the life of a connection; what a connection is, three functions say."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        connect: Callable[[], Awaitable[None]],
+        probe: Callable[[], Awaitable[None]],
+        disconnect: Callable[[], Awaitable[None]],
+        clock: Clock | None = None,
+    ) -> None:
+        """``name`` is for the log, and holds no password.
+
+        ``connect`` makes a new connection, everything subscribed again; ``probe`` asks
+        the other end for an answer; ``disconnect`` lets go of whatever there is, and
+        is called after each loss and each attempt that failed. All may raise.
+        """
+        self.is_up = False
+        self._name = name
+        self._connect = connect
+        self._probe = probe
+        self._disconnect = disconnect
+        self._clock = clock or Clock()
+        self._first_try = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._why = ""
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin; returns after the first attempt, whatever came of it."""
+        self._task = asyncio.create_task(self._run())
+        await self._first_try.wait()
+
+    def lose(self, error: BaseException | str) -> None:
+        """Hear from whoever uses the connection that it is not one any more."""
+        if self.is_up:
+            self.is_up = False
+            self._why = _describe(error)
+            self._lost.set()
+
+    async def stop(self) -> None:
+        """End it; nothing is tried any more."""
+        self.is_up = False
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await self._let_go()
+
+    async def _run(self) -> None:
+        attempt = 0
+        while True:
+            self._lost.clear()
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    await self._connect()
+            except Exception as error:
+                if attempt == 0:  # once for each outage, however long it is
+                    logger.warning(
+                        "%s cannot be reached: %s; trying again",
+                        self._name,
+                        _describe(error),
+                    )
+                await self._let_go()
+                self._first_try.set()
+                await self._clock.sleep(backoff(attempt))
+                attempt += 1
+                continue
+            self.is_up = True
+            if self._first_try.is_set():
+                logger.warning("%s is reached again", self._name)
+            self._first_try.set()
+            attempt = 0
+            await self._watch()
+            self.is_up = False
+            logger.warning("%s was lost: %s", self._name, self._why)
+            await self._let_go()
+            await self._clock.sleep(backoff(0))  # all workers lose it together
+
+    async def _watch(self) -> None:
+        """Return once the connection is lost."""
+        while not self._lost.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROBE_EVERY):
+                    await self._lost.wait()
+                return
+            try:
+                async with asyncio.timeout(PROBE_TIMEOUT):
+                    await self._probe()
+            except Exception as error:
+                self._why = self._why if self._lost.is_set() else _describe(error)
+                return
+
+    async def _let_go(self) -> None:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                await self._disconnect()
+
+
+def _describe(error: BaseException | str) -> str:
+    """Name a failure; a client's own words may quote a URL with its password."""
+    if isinstance(error, str):
+        return error
+    return getattr(error, "strerror", None) or type(error).__name__

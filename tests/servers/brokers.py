@@ -1,0 +1,47 @@
+"""The brokers' servers by name, and what each needs of the machine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Protocol
+
+from tests.requirements import require
+
+__all__ = ["KINDS", "BrokerServer", "broker_server"]
+
+KINDS = ("redis", "nats", "rabbitmq")
+PROGRAMS = {
+    "redis": ("redis-server", "redis"),
+    "nats": ("nats-server", "nats"),
+    "rabbitmq": ("rabbitmq-server", "aio_pika"),
+}
+"""By kind: the program and its client library."""
+
+
+class BrokerServer(Protocol):
+    """What a test may do to a broker."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, with the password."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    async def kill(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    async def __aenter__(self) -> BrokerServer: ...
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+def broker_server(kind: str) -> BrokerServer:
+    """Return a server of this kind, to be started with ``async with``."""
+    program, client = PROGRAMS[kind]
+    require(kind, shutil.which(program) is not None, f"no {program} on the PATH")
+    require(kind, find_spec(client) is not None, f"{client} is not installed")
+    module = import_module(f"tests.servers.{kind}")
+    make: Callable[[], BrokerServer] = getattr(module, f"{kind.capitalize()}Server")
+    return make()
