@@ -113,7 +113,7 @@ class _LiveCollector(Collector):
         yield CounterMetricFamily(
             "authws_messages_delivered",
             "Messages put into outboxes",
-            value=hub.messages_delivered,
+            value=hub.rooms.messages_delivered,
         )
         dropped = sum(connection.dropped for connection in hub.connections.values())
         yield CounterMetricFamily(

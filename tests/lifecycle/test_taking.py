@@ -27,7 +27,7 @@ class House(Engine):
         self.handed_over: list[bytes] = []
         self.fault: Exception | None = None
         self._publish = MemoryBroker.publish
-        self.hub._broker.publish = self._carry  # type: ignore[method-assign, assignment]
+        self.hub._carrier.broker.publish = self._carry  # type: ignore[method-assign, assignment]
 
     def _carry(
         self, channel: str, data: bytes, _keep: object = None
@@ -45,8 +45,8 @@ class House(Engine):
     def _deliver(self, channel: str, data: bytes) -> None:
         if self.fault is not None:
             raise self.fault
-        assert isinstance(self.hub._broker, MemoryBroker)
-        self._publish(self.hub._broker, channel, data)
+        assert isinstance(self.hub._carrier.broker, MemoryBroker)
+        self._publish(self.hub._carrier.broker, channel, data)
 
     async def guest(self, subject: str, session: str = "") -> Peer:
         token = self.issue(subject, session=session or subject)
@@ -211,7 +211,7 @@ async def test_a_wait_that_others_cancel_ends_the_connection(
         async def carry(_: str, __: bytes) -> None:
             await asyncio.shield(waits)
 
-        here.hub._broker.publish = carry  # type: ignore[method-assign, assignment]
+        here.hub._carrier.broker.publish = carry  # type: ignore[method-assign, assignment]
         publish(alice, 1)
         publish(alice, 2)
         await settle()
@@ -241,9 +241,9 @@ async def test_many_messages_at_once_leave_a_turn_to_others() -> None:
         alice, bob = await here.guest("alice"), await here.guest("bob")
         at_first: list[int] = []
         asyncio.get_running_loop().call_soon(
-            lambda: at_first.append(here.hub.messages_delivered)
+            lambda: at_first.append(here.hub.rooms.messages_delivered)
         )
-        before = here.hub.messages_delivered
+        before = here.hub.rooms.messages_delivered
         for number in range(MAX_IN_A_ROW * 3):
             publish(alice, number)
         await settle()
