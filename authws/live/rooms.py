@@ -30,6 +30,9 @@ from authws.live.turn import Outgoing, Turn
 
 __all__ = ["Rooms"]
 
+MAX_UNACKNOWLEDGED = 64
+"""Publishes of one peer that are on their way to the broker before its next message
+waits for one of them."""
 MAX_HELD = 1000
 """Messages of a room that wait until it is known what is missing before them."""
 PASSES = 16
@@ -314,7 +317,13 @@ class Rooms(Mapping[str, Room]):
         if handed_over is None:
             _acknowledge(connection, message.id)
             return None
-        return _acknowledge_once(handed_over, connection, message.id)
+        if connection.unacknowledged >= MAX_UNACKNOWLEDGED:
+            return _acknowledge_once(handed_over, connection, message.id)
+        connection.unacknowledged += 1
+        asyncio.ensure_future(handed_over).add_done_callback(
+            lambda done: _acknowledge_later(done, connection, message.id)
+        )
+        return None
 
     # ------------------------------------------------------------------ what arrives
 
@@ -410,6 +419,20 @@ async def _acknowledge_once(
     except UnavailableError:
         raise _not_taken(message) from None
     _acknowledge(connection, message)
+
+
+def _acknowledge_later(
+    done: asyncio.Future[None], connection: Connection, message: messages.MessageId
+) -> None:
+    connection.unacknowledged -= 1
+    try:
+        done.result()
+    except UnavailableError:
+        connection.post(messages.error(_not_taken(message)))
+    except BaseException:  # a cancellation of what was waited for is one as well
+        connection.fail()
+    else:
+        _acknowledge(connection, message)
 
 
 def _acknowledge(connection: Connection, message: messages.MessageId) -> None:

@@ -32,6 +32,7 @@ from authws.service.key_files import load_secrets
 from authws.service.login_throttle import LoginThrottle
 from authws.service.metrics import Metrics
 from authws.service.revocation_feed import RevocationFeed
+from authws.service.roll import RollCall
 from authws.service.settings import Settings
 from authws.stores.database import Database, migrate
 from authws.stores.key_sets import RemoteKeySet
@@ -216,6 +217,7 @@ class House:
             ),
             refuse=settings.refuse,
         )
+        self.roll_call = RollCall(self.hub)
         self.feed = RevocationFeed(
             self.sessions,
             self.records,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from authws.brokers.memory import MemoryBroker
+from authws.live import rooms
 from authws.live.connection import MAX_IN_A_ROW, ConnectionLimits
 from tests.engine import Engine, Peer
 from tests.manual_clock import settle
@@ -25,6 +26,7 @@ class House(Engine):
         self.gate = asyncio.Event()
         self.gate.set()
         self.handed_over: list[bytes] = []
+        self._turn = asyncio.Lock()
         self.fault: Exception | None = None
         self._publish = MemoryBroker.publish
         self.hub._carrier.broker.publish = self._carry  # type: ignore[method-assign, assignment]
@@ -35,12 +37,13 @@ class House(Engine):
         if self.gate.is_set():
             self._deliver(channel, data)
             return None
-        return self._carry_later(channel, data)
+        self.handed_over.append(data)
+        return asyncio.ensure_future(self._carry_later(channel, data))
 
     async def _carry_later(self, channel: str, data: bytes) -> None:
-        self.handed_over.append(data)
-        await self.gate.wait()
-        self._deliver(channel, data)
+        async with self._turn:  # in the order of the calls
+            await self.gate.wait()
+            self._deliver(channel, data)
 
     def _deliver(self, channel: str, data: bytes) -> None:
         if self.fault is not None:
@@ -79,21 +82,24 @@ def acknowledged(peer: Peer) -> list[int]:
     return [message["id"] for message in peer.of_type("ack")]
 
 
-async def test_the_next_message_waits_for_a_broker_that_has_one() -> None:
+@pytest.mark.parametrize("at_once", [0, 2])
+async def test_the_next_message_waits_for_a_broker_that_has_many(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rooms, "MAX_UNACKNOWLEDGED", at_once)
     async with house() as here:
         alice, bob = await here.guest("alice"), await here.guest("bob")
         here.gate.clear()
-        for number in range(3):
+        for number in range(5):
             publish(alice, number)
         await settle()
-        assert len(here.handed_over) == 1
+        assert len(here.handed_over) == at_once + 1
         assert (heard(bob), acknowledged(alice)) == ([], [])
         here.gate.set()
         await settle()
-        publish(alice, 3)
+        publish(alice, 5)
         await settle()
-        assert heard(bob) == [0, 1, 2, 3]
-        assert acknowledged(alice) == [0, 1, 2, 3]
+        assert heard(bob) == acknowledged(alice) == list(range(6))
 
 
 async def test_others_do_not_wait_for_that() -> None:
@@ -123,7 +129,10 @@ async def test_a_renewal_is_taken_in_its_turn() -> None:
         assert alice.of_type("error")[0]["slug"] == "forbidden"
 
 
-async def test_nothing_behind_a_revocation_is_taken() -> None:
+async def test_nothing_behind_a_revocation_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rooms, "MAX_UNACKNOWLEDGED", 0)
     async with house() as here:
         alice, bob = await here.guest("alice"), await here.guest("bob")
         here.gate.clear()
