@@ -82,7 +82,7 @@ class Hub:
             max_rooms=max_rooms,
             max_presence=max_presence,
         )
-        self._carrier = carrier
+        self.carrier = carrier
         self._clock = clock
         self._max_connections_per_user = max_connections_per_user
         self._when_full = when_full
@@ -99,13 +99,13 @@ class Hub:
 
     async def start(self) -> None:
         """Begin to receive what the broker carries, and to be one of the workers."""
-        await self._carrier.start(self.rooms, self.cluster)
+        await self.carrier.start(self.rooms, self.cluster)
         await self.cluster.start()
 
     async def stop(self) -> None:
         """Leave the workers, and let go of the broker."""
         await self.cluster.stop()
-        await self._carrier.broker.stop()
+        await self.carrier.broker.stop()
 
     # ------------------------------------------------------------------ coming, going
 

@@ -532,7 +532,7 @@ async def test_what_others_write_into_the_broker_is_refused(
         all_of_them.bus.carry(channel, data, None)
         await settle()
         assert len(alice.heard) == before
-        assert one.hub._carrier.refused["forged"] == 1
+        assert one.hub.carrier.refused["forged"] == 1
         say(alice, "still here")
         await settle()
         assert texts(alice) == ["still here"]
@@ -549,7 +549,7 @@ async def test_an_envelope_for_one_channel_is_none_for_another() -> None:
         all_of_them.bus.carry("lobby", data, None)
         await settle()
         assert texts(alice) == []
-        assert one.hub._carrier.refused["forged"] == 1
+        assert one.hub.carrier.refused["forged"] == 1
 
 
 async def test_a_key_of_somebody_else_opens_nothing() -> None:

@@ -29,7 +29,7 @@ class House(Engine):
         self._turn = asyncio.Lock()
         self.fault: Exception | None = None
         self._publish = MemoryBroker.publish
-        self.hub._carrier.broker.publish = self._carry  # type: ignore[method-assign, assignment]
+        self.hub.carrier.broker.publish = self._carry  # type: ignore[method-assign, assignment]
 
     def _carry(
         self, channel: str, data: bytes, _keep: object = None
@@ -48,8 +48,8 @@ class House(Engine):
     def _deliver(self, channel: str, data: bytes) -> None:
         if self.fault is not None:
             raise self.fault
-        assert isinstance(self.hub._carrier.broker, MemoryBroker)
-        self._publish(self.hub._carrier.broker, channel, data)
+        assert isinstance(self.hub.carrier.broker, MemoryBroker)
+        self._publish(self.hub.carrier.broker, channel, data)
 
     async def guest(self, subject: str, session: str = "") -> Peer:
         token = self.issue(subject, session=session or subject)
@@ -220,7 +220,7 @@ async def test_a_wait_that_others_cancel_ends_the_connection(
         async def carry(_: str, __: bytes) -> None:
             await asyncio.shield(waits)
 
-        here.hub._carrier.broker.publish = carry  # type: ignore[method-assign, assignment]
+        here.hub.carrier.broker.publish = carry  # type: ignore[method-assign, assignment]
         publish(alice, 1)
         publish(alice, 2)
         await settle()
