@@ -20,7 +20,8 @@ from authws.exceptions import ConfigurationError, UnavailableError
 from authws.stores import schema
 from authws.stores.database import Database, insert_once, migrate
 from tests.requirements import require
-from tests.stores.support import NOW, Postgres
+from tests.servers.postgres import PostgresServer
+from tests.stores.support import NOW
 
 ROOT = Path(__file__).parents[2]
 MIGRATE = "import sys; from authws.stores.database import migrate; migrate(sys.argv[1])"
@@ -234,7 +235,7 @@ def test_repr_hides_the_password() -> None:
 
 
 async def test_postgres_that_refuses_the_login_is_unavailable(
-    postgres: Postgres,
+    postgres: PostgresServer,
 ) -> None:
     database = Database(postgres.url(password="wrong"))
     with pytest.raises(UnavailableError):
@@ -254,7 +255,7 @@ async def test_postgres_that_is_not_there_is_unavailable() -> None:
 
 
 async def test_postgres_that_dropped_its_connections_is_asked_anew(
-    postgres: Postgres,
+    postgres: PostgresServer,
 ) -> None:
     import asyncpg
 
