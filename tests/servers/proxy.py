@@ -16,7 +16,9 @@ CHUNK = 65_536
 class Proxy:
     """What goes through it, goes as it is told to."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, address: str = "127.0.0.1") -> None:
+        """Leads from ``address`` to a server."""
+        self.address = address
         self.port = 0
         self.delay = 0.0
         """Seconds that each chunk takes longer, in each direction."""
@@ -30,7 +32,7 @@ class Proxy:
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self.port, limit=CHUNK
+            self._serve, self.address, self.port, limit=CHUNK
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -63,7 +65,9 @@ class Proxy:
         """Return a URL of the server's that leads through here."""
         parts = urlsplit(url)
         userinfo, at, _ = parts.netloc.rpartition("@")
-        return urlunsplit(parts._replace(netloc=f"{userinfo}{at}127.0.0.1:{self.port}"))
+        return urlunsplit(
+            parts._replace(netloc=f"{userinfo}{at}{self.address}:{self.port}")
+        )
 
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -119,12 +123,12 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy(url: str) -> AsyncIterator[Proxy]:
+async def proxy(url: str, address: str = "127.0.0.1") -> AsyncIterator[Proxy]:
     """Stand between clients and the server of this URL."""
     parts = urlsplit(url)
     assert parts.hostname is not None
     assert parts.port is not None
-    made = Proxy(parts.hostname, parts.port)
+    made = Proxy(parts.hostname, parts.port, address)
     await made.start()
     try:
         yield made
