@@ -51,7 +51,8 @@ class Envelope(NamedTuple):
     node: str
     """The worker that sent it."""
     number: int
-    """Which of its messages on this channel: 1 begins a new count."""
+    """Which of its messages on this channel, each higher than those before it; 0 for
+    what is kept, which has a position instead."""
     body: bytes
 
 
