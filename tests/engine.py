@@ -265,12 +265,13 @@ class Engine:
         auth_timeout: float = 5.0,
         clock: ManualClock | None = None,
         broker: Broker | None = None,
+        keys: Sequence[bytes] = (b"one secret",),
         **hub: Any,
     ) -> None:
         self.clock = clock or ManualClock()
         self.revocations: list[float] = []
         self.hub = Hub(
-            Carrier(broker or MemoryBroker(clock=self.clock), (b"one secret",)),
+            Carrier(broker or MemoryBroker(clock=self.clock), keys),
             clock=self.clock,
             on_revoked=self.revocations.append,
             **hub,

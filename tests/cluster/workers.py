@@ -19,6 +19,7 @@ __all__ = [
     "Worker",
     "Workers",
     "here",
+    "position",
     "say",
     "settle",
     "texts",
@@ -102,6 +103,11 @@ async def workers(
         await worker.hub.cluster.stop()
     for worker in all_of_them:
         await worker.stop()
+
+
+def position(message: dict[str, Any]) -> dict[str, Any]:
+    """Where a message stands, or where somebody joined, as a client would send it."""
+    return {"epoch": message["epoch"], "offset": message["offset"]}
 
 
 def texts(peer: Peer, room: str = "lobby") -> list[Any]:
