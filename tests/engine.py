@@ -313,13 +313,20 @@ class Engine:
         session: str = "s1",
         ttl: float = 900.0,
         scopes: Sequence[str] = ("join:*", "publish:*"),
+        issuer: str = "",
     ) -> str:
         """Return a token that the authority believes."""
         self._issued += 1
         token = f"token{self._issued}"
         now = self.clock.now()
         self.authority.known[token] = Principal(
-            subject, frozenset(scopes), now + ttl, session, "", authenticated_at=now
+            subject,
+            frozenset(scopes),
+            now + ttl,
+            session,
+            "",
+            authenticated_at=now,
+            issuer=issuer,
         )
         return token
 
