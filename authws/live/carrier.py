@@ -67,7 +67,7 @@ class Carrier:
     """Sends for this worker, and listens for it."""
 
     def __init__(self, broker: Broker, keys: Collection[bytes]) -> None:
-        """``keys`` are the service's secrets, the newest first."""
+        """``keys`` are made of the service's secrets, the newest last."""
         self.broker = broker
         self.node = secrets.token_urlsafe(8)
         """This worker's id, another one each time that it starts."""

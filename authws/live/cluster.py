@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from authws.clock import Clock
@@ -227,8 +227,7 @@ class Cluster:
         """Hear that something that workers said may be missing."""
         self._renew_leases()
         self.tell_all(gossip.Beat(is_new=True))
-        for callback in self.on_missed:
-            callback()
+        _call(self.on_missed)
 
     def note_life(self, node: str) -> None:
         """Hear any sign of life of a worker: its lease begins anew.
@@ -238,21 +237,17 @@ class Cluster:
         """
         if not self._renew_lease(node):
             self.tell(node, gossip.Beat(is_new=True))
-            self._arrive(node)
+            _call(self.on_arrived, node)
 
     def _take_beat(self, node: str, beat: gossip.Beat) -> None:
         if beat.is_new:
             self._renew_lease(node)
             self.tell(node, gossip.Beat(is_answer=True))
-            self._arrive(node)
+            _call(self.on_arrived, node)
         elif not beat.is_answer:
             self.note_life(node)
         elif not self._renew_lease(node):
-            self._arrive(node)
-
-    def _arrive(self, node: str) -> None:
-        for callback in self.on_arrived:
-            callback(node)
+            _call(self.on_arrived, node)
 
     def _bye(self, node: str, _: gossip.Bye) -> None:
         self._forget(node)
@@ -292,8 +287,16 @@ class Cluster:
         self._carrier.forget(node)
         for gathering in self._waiting.values():
             gathering.give_up(node)
-        for callback in self.on_gone:
-            callback(node)
+        _call(self.on_gone, node)
+
+
+def _call(callbacks: Iterable[Callable[..., None]], *arguments: str) -> None:
+    """Tell all of them; one that fails keeps no other from hearing."""
+    for callback in callbacks:
+        try:
+            callback(*arguments)
+        except Exception:
+            log_failure(logger, "a change among the workers could not be handled")
 
 
 class _Gathering:

@@ -46,6 +46,8 @@ class BusBroker:
 
     def __init__(self, bus: Bus) -> None:
         self.is_up = False
+        self.is_away = False
+        """Whether it cannot be reached at the start."""
         self.channels: set[str] = set()
         self.lost = 0
         """How many of the messages to come are lost on their way here."""
@@ -62,7 +64,7 @@ class BusBroker:
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener
-        self.is_up = True
+        self.is_up = not self.is_away
 
     async def subscribe(self, channel: str, keep: Retention | None = None) -> None:
         self._demand()
