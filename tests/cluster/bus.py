@@ -48,6 +48,7 @@ class BusBroker:
         self.is_up = False
         self.is_away = False
         """Whether it cannot be reached at the start."""
+        self.refuses_to_subscribe = False
         self.channels: set[str] = set()
         self.lost = 0
         """How many of the messages to come are lost on their way here."""
@@ -68,6 +69,8 @@ class BusBroker:
 
     async def subscribe(self, channel: str, keep: Retention | None = None) -> None:
         self._demand()
+        if self.refuses_to_subscribe:
+            raise UnavailableError("the bus lets nobody hear")
         self.channels.add(channel)
         await asyncio.sleep(0)
 
