@@ -128,7 +128,11 @@ class RedisBroker:
     ) -> Replay:
         server = self._server(self._wire.names(channel))
         words = self._wire.replay(channel, keep, since, server.life)
-        return read_replay(await self._answer(server.commands.ask(*words)), since)
+        answer = await self._answer(server.commands.ask(*words))
+        try:
+            return read_replay(answer, since)
+        except (AttributeError, TypeError, ValueError):
+            raise UnavailableError("what Redis has kept is not ours") from None
 
     async def ping(self) -> bool:
         try:
@@ -309,6 +313,10 @@ def _is_cluster(address: BrokerUrl) -> bool:
     value = address.options.get("cluster", "0")
     if value not in {"0", "1"}:
         raise ConfigurationError("AUTHWS_BROKER_URL: write ?cluster=1, or leave it out")
+    if not address.options.get("sentinel", "-"):
+        raise ConfigurationError(
+            "AUTHWS_BROKER_URL: behind sentinel= stands the name of a primary"
+        )
     if value == "1" and "sentinel" in address.options:
         raise ConfigurationError(
             "AUTHWS_BROKER_URL: a Redis Cluster has no Sentinels: cluster or sentinel"
