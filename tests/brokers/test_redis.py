@@ -233,6 +233,62 @@ async def test_ten_thousand_channels_are_subscribed_again_in_few_round_trips() -
         ]
 
 
+async def test_no_gap_comes_unannounced_whatever_is_said_meanwhile() -> None:
+    names = [f"room-{number}" for number in range(3000)]
+    async with (
+        RedisServer() as server,
+        joined(server.url, "room") as peer,
+        joined(server.url) as publisher,
+    ):
+        events: list[Any] = peer.heard
+        peer.interrupted = lambda channels: events.append(set(channels))  # type: ignore[method-assign]
+        await asyncio.gather(*(peer.broker.subscribe(name) for name in names))
+        talking = asyncio.ensure_future(_talk(publisher))
+        for _ in range(3):
+            before = len(events)
+            await peer.until(lambda before=before: len(events) > before + 20)  # type: ignore[misc]
+            for line in (
+                await server.run("CLIENT", "LIST", "TYPE", "PUBSUB")
+            ).splitlines():
+                if b" sub=3001 " in line:
+                    await server.run("CLIENT", "KILL", "ID", line.split()[0][3:])
+        before = len(events)
+        await peer.until(lambda: len(events) > before + 50)
+        talking.cancel()
+        assert sum(isinstance(event, set) for event in events) == 3
+        last = 0
+        for event in events:
+            if isinstance(event, set):
+                assert event == {"room", *names}
+                last = -1
+            else:
+                assert last in {-1, event[2].offset - 1}
+                last = event[2].offset
+
+
+async def _talk(peer: Peer) -> None:
+    while True:
+        await peer.publish("room", b"x", KEEP)
+
+
+async def test_what_is_left_during_an_outage_is_not_subscribed_again() -> None:
+    """At whatever moment: before, while and after all is subscribed again."""
+    names = [f"room-{number}" for number in range(2000)]
+    async with RedisServer() as server, joined(server.url) as peer:
+        await asyncio.gather(*(peer.broker.subscribe(name) for name in names))
+        await server.kill()
+        starting = asyncio.ensure_future(server.start())
+        leaving = iter(names[:-500])
+        while not peer.interruptions:
+            await peer.broker.unsubscribe(next(leaving))
+            await asyncio.sleep(0.001)
+        left = set(names) - {*leaving, *names[-500:]}
+        await starting
+        channels = await server.run("PUBSUB", "CHANNELS", "t:*")
+        assert {name.decode()[5:-1] for name in channels} == set(names) - left
+        assert 10 < len(left) < 1500
+
+
 async def test_forgotten_script_is_sent_again() -> None:
     async with RedisServer() as server, joined(server.url, "room") as peer:
         await peer.publish("room", b"1", KEEP)

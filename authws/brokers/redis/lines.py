@@ -18,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from authws.brokers.redis.wire import EVAL_PUBLISH, EVALSHA_PUBLISH, Names, command
+from authws.decisions.history import Position
 from authws.exceptions import UnavailableError
 
 __all__ = ["MAX_WAITING", "MAX_WAITING_BYTES", "CommandLine", "Events", "ListenLine"]
@@ -217,11 +218,11 @@ class ListenLine(Line):
         self,
         connection: Connection,
         events: Events,
-        subscribed: set[bytes],
+        subscribed: dict[bytes, Position | None],
         *,
         is_sharded: bool,
     ) -> None:
-        """``subscribed`` has the channels whose subscription Redis confirmed."""
+        """``subscribed`` gets the channels whose subscription Redis confirms."""
         self._subscribed = subscribed
         self._shard = b"s" if is_sharded else b""
         self._waiting: deque[_Wish] = deque()
@@ -293,16 +294,16 @@ class ListenLine(Line):
         if not group:
             self._sent.popleft()
         if answer == self._shard + b"subscribe":
-            self._subscribed.add(name)
+            self._subscribed[name] = None
         elif answer != _PONG:
-            self._subscribed.discard(name)
+            self._subscribed.pop(name, None)
         if not wish.future.done():
             wish.future.set_result(None)
 
     def _abandon(self) -> None:
         for wish in (*(wish for group in self._sent for wish in group), *self._waiting):
             if wish.answer == self._shard + b"unsubscribe":
-                self._subscribed.discard(wish.name)
+                self._subscribed.pop(wish.name, None)
             _fail(wish.future, UnavailableError(LOST))
         self._sent.clear()
         self._waiting.clear()
