@@ -217,6 +217,62 @@ async def test_loss_of_either_connection_is_noticed(kind: str) -> None:
         await peer.hears("room", b"1")
 
 
+class Relay:
+    """Stands between a client and a server, and can leave a connection hanging."""
+
+    def __init__(self, port: int) -> None:
+        self.streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._port = port
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[int]:
+        listening = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        yield listening.sockets[0].getsockname()[1]
+        listening.close()
+        for task in self._tasks:
+            task.cancel()
+        for _, writer in self.streams:
+            writer.close()
+
+    def hang(self, connection: int) -> None:
+        """Carry nothing more over this connection, and leave it open."""
+        for task in self._tasks:
+            if task.get_name() == str(connection):
+                task.cancel()
+
+    async def _accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        ahead = await asyncio.open_connection("127.0.0.1", self._port)
+        name = str(len(self.streams) // 2)
+        self.streams += [(reader, writer), ahead]
+        for source, target in ((reader, ahead[1]), (ahead[0], writer)):
+            carrying = asyncio.create_task(_carry(source, target), name=name)
+            self._tasks.add(carrying)
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+    writer.close()
+
+
+@pytest.mark.parametrize("connection", [0, 1], ids=["commands", "listening"])
+async def test_either_connection_that_hangs_is_noticed(connection: int) -> None:
+    async with RedisServer() as server:
+        relay = Relay(server.port)
+        async with relay.open() as port:
+            url = server.url.replace(str(server.port), str(port))
+            async with joined(url, "room") as peer:
+                relay.hang(connection)
+                assert not await peer.broker.ping()
+                await peer.until(lambda: bool(peer.interruptions))
+                assert peer.interruptions == [{"room"}]
+                await peer.publish("room", b"1", KEEP)
+                await peer.hears("room", b"1")
+
+
 async def test_ten_thousand_channels_are_subscribed_again_in_few_round_trips() -> None:
     names = [f"room-{number}" for number in range(10_000)]
     async with RedisServer() as server, joined(server.url) as peer:
@@ -333,6 +389,9 @@ async def test_clock_that_was_set_back_keeps_nothing_from_being_kept() -> None:
         replay = await peer.broker.replay("room", KEEP, peer.positions("room")[0])
         assert [data for _, data in replay.messages] == [b"ahead", b"2", b"3"]
         assert replay.is_complete
+        await server.run("DEL", ROOM + b":state")  # as an eviction may
+        await peer.publish("room", b"4", KEEP)
+        assert await server.run("XLEN", ROOM + b":kept") == 1
 
 
 # ------------------------------------------------------------------------ what is there
