@@ -204,20 +204,27 @@ class RedisSentinelServer(_Group):
         return f"redis://:{self.password}@{hosts}/0?sentinel={MASTER}"
 
     async def start(self) -> None:
-        await super().start()
-        await _until(self._is_ready)
+        for server in (self.primary, self.replica):
+            await server.start()
+        # a Sentinel looks for replicas when it starts, and then each ten seconds
+        await _until(self._is_replicating)
+        await asyncio.gather(*(sentinel.start() for sentinel in self.sentinels))
+        await _until(self._is_watched)
 
     async def master_port(self) -> int:
         """Ask a Sentinel where the primary is."""
         return await self.sentinels[0].master_port()
 
-    async def _is_ready(self) -> bool:
+    async def _is_replicating(self) -> bool:
+        info = await self.primary.run("INFO", "replication")
+        return b"state=online" in info
+
+    async def _is_watched(self) -> bool:
         for sentinel in self.sentinels:
             known = await sentinel.master()
             if (known["num-slaves"], known["num-other-sentinels"]) != ("1", "2"):
                 return False
-        info = await self.replica.run("INFO", "replication")
-        return b"master_link_status:up" in info
+        return True
 
 
 class _Sentinel(RedisServer):
