@@ -23,6 +23,7 @@ from tests.brokers.peers import KEEP, Peer, settled
 from tests.requirements import require
 from tests.servers.certificates import Authority
 from tests.servers.redis import (
+    SLOTS,
     RedisClusterServer,
     RedisSentinelServer,
     RedisServer,
@@ -677,13 +678,29 @@ async def _publish_until_it_goes(peer: Peer, data: bytes) -> None:
 
 
 async def test_replica_that_takes_over_in_a_cluster_is_followed() -> None:
+    """Once as an operator has it, and once after a crash."""
     async with (
         RedisClusterServer(replicas=1) as cluster,
         joined(cluster.url, "room", "other") as peer,
     ):
-        await peer.publish("room", b"0", KEEP)
-        await peer.hears("room", b"0")
         slot = await cluster.nodes[0].run("CLUSTER", "KEYSLOT", ROOM)
+        replica = await cluster.replica(slot)
+        await peer.publish("room", b"first", KEEP)
+        await replica.run("CLUSTER", "FAILOVER")
+        said: list[bytes] = []
+        while not peer.interruptions:  # before, while and after it happens
+            said.append(b"%d" % len(said))
+            await _publish_until_it_goes(peer, said[-1])
+        await peer.publish("room", b"last", KEEP)
+        await peer.until(lambda: b"last" in peer.data("room"))
+        assert len(set(peer.heard)) == len(peer.heard)
+        assert await cluster.owner(slot) is replica
+        replay = await peer.broker.replay("room", KEEP, peer.positions("room")[0])
+        assert [data for _, data in replay.messages] == [*said, b"last"][-20:]
+        peer.heard.clear()
+        peer.interruptions.clear()
+        await peer.publish("room", b"0", KEEP)
+        await peer.until(lambda: b"0" in peer.data("room"))
         owner = await cluster.owner(slot)
         while await owner.run("WAIT", 1, 1000) != 1:
             pass
@@ -792,45 +809,64 @@ class TlsServer(RedisServer):
         await writer.wait_closed()
 
 
-def least() -> list[str]:
-    """The words of the ACL rule in the documentation."""
-    rule = re.search(r"^ACL SETUSER (.*)$", BROKERS.read_text(), re.MULTILINE)
+def least(*, in_a_cluster: bool = False) -> list[str]:
+    """The words of the ACL rule in the documentation, a user's name before them."""
+    text = BROKERS.read_text()
+    rule = re.search(r"^ACL SETUSER (.*)$", text, re.MULTILINE)
+    other = re.search(r"A cluster needs `([^`]*)` in place of `([^`]*)`", text)
     assert rule is not None
-    return rule[1].split()
-
-
-COMMANDS = [word for word in least() if word.startswith("+")]
+    assert other is not None
+    words = rule[1].replace("PASSWORD", "its-password").split()
+    if in_a_cluster:
+        return [word for word in words if word not in other[2].split()] + other[
+            1
+        ].split()
+    return words
 
 
 async def test_documented_privileges_suffice_and_each_is_needed() -> None:
     async with RedisServer() as server:
-        assert await works_for(server, [])
-        for command in COMMANDS:
-            assert not await works_for(server, ["-" + command[1:]]), command
+        rules = least()
+        assert await works_for(server, *rules)
+        for command in (word for word in rules if word.startswith("+")):
+            assert not await works_for(server, *rules, f"-{command[1:]}"), command
         for more in ("resetkeys", "resetchannels"):
-            assert not await works_for(server, [more]), more
+            assert not await works_for(server, *rules, more), more
 
 
-async def works_for(server: RedisServer, spoiled: list[str]) -> bool:
-    """Whether all works for the documented user, some of its privileges spoiled."""
-    name, *rules = least()
-    rules = [rule.replace("PASSWORD", "its-password") for rule in rules]
-    await server.run("ACL", "SETUSER", name, "reset", *rules, *spoiled)
+async def test_documented_privileges_suffice_in_a_cluster() -> None:
+    server = RedisServer("--cluster-enabled", "yes")
+    server.settings += ("--cluster-port", str(server.bus))
+    async with server:
+        await server.run("CLUSTER", "ADDSLOTSRANGE", 0, SLOTS - 1)
+        rules = least(in_a_cluster=True)
+        async with joined(server.url.removesuffix("/0") + "?cluster=1"):
+            assert await works_for(server, *rules)
+        for command in ("spublish", "ssubscribe", "sunsubscribe", "cluster"):
+            assert not await works_for(server, *rules, f"-{command}"), command
+
+
+async def works_for(server: RedisServer, name: str, *rules: str) -> bool:
+    """Whether all of it works for a user with these privileges."""
+    is_cluster = "--cluster-enabled" in server.settings
+    await server.run("ACL", "SETUSER", name, "reset", *rules)
     url = server.url.replace(f":{server.password}", f"{name}:its-password")
+    if is_cluster:
+        url = url.removesuffix("/0") + "?cluster=1"
     peer = Peer(open_broker(url, prefix="authws", kept=(KEEP,)))
     try:
         await peer.broker.start(peer)
         await peer.broker.subscribe("room", KEEP)
-        waiting = [
-            peer.broker.publish("room", b"x", keep) for keep in (None, KEEP, KEEP)
-        ]
+        keeps = (None, KEEP, KEEP)
+        waiting = [peer.broker.publish("room", b"x", keep) for keep in keeps]
         for one in waiting:
             await settled(one)
         top = (await peer.broker.replay("room", KEEP, None)).top
         await peer.broker.replay("room", KEEP, Position(top.epoch, top.offset - 1))
         await peer.until(lambda: len(peer.heard) >= 3)
         await peer.broker.unsubscribe("room")
-        told = await server.run("PUBSUB", "NUMSUB", b"authws:0:{room}")
+        ask = "SHARDNUMSUB" if is_cluster else "NUMSUB"
+        told = await server.run("PUBSUB", ask, b"authws:0:{room}")
         return told[1] == 0 and await peer.broker.ping()
     except UnavailableError:
         return False

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from tests.servers.process import PATIENCE, POLL, ServerProcess, free_ports
 
-__all__ = ["RedisClusterServer", "RedisSentinelServer", "RedisServer"]
+__all__ = ["SLOTS", "RedisClusterServer", "RedisSentinelServer", "RedisServer"]
 
 PRIMARIES = 3
 SLOTS = 16_384
@@ -126,9 +126,17 @@ class RedisClusterServer(_Group):
 
     async def owner(self, slot: int) -> RedisServer:
         """Return the primary that has a slot now."""
-        for first, last, primary, *_ in await self.slots():
+        return (await self._shard(slot))[0]
+
+    async def replica(self, slot: int) -> RedisServer:
+        """Return its replica."""
+        return (await self._shard(slot))[1]
+
+    async def _shard(self, slot: int) -> list[RedisServer]:
+        for first, last, *found in await self.slots():
             if first <= slot <= last:
-                return next(node for node in self.nodes if node.port == primary[1])
+                by_port = {node.port: node for node in self.nodes}
+                return [by_port[port] for _, port, *_ in found]
         raise AssertionError(f"nobody has {slot}")
 
     async def slots(self) -> list[list[Any]]:

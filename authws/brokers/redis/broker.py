@@ -266,7 +266,9 @@ class RedisBroker:
 
     def _tell(self, names: Iterable[bytes]) -> None:
         self._unsure.difference_update(names)
-        channels = [self._wire.channel(name) for name in names]
+        channels = [
+            self._wire.channel(name) for name in names if name in self._subscribed
+        ]
         if channels:
             self._listener.interrupted(channels)
 
@@ -289,9 +291,10 @@ class RedisBroker:
                     before = self._route
                     await self._lay_route()
                     self._unsure.update(self._served_elsewhere(before))
-                    await self._listen_again()
+                    # a replica by now would go on telling what its primary tells
                     left = set(self._servers) - {server.host for server in self._route}
                     await _close([self._servers.pop(host) for host in left])
+                    await self._listen_again()
         except Exception as error:
             self._lifeline.lose(error)
 

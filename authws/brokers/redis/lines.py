@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ class Events(NamedTuple):
     """The channel of this name is not served here any more."""
 
 
-class Line:
+class Line(ABC):
     """One connection: what is to be sent is joined, what arrives is taken in turn."""
 
     def __init__(self, connection: Connection, events: Events) -> None:
@@ -74,17 +75,17 @@ class Line:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._connection.disconnect(nowait=True)
 
+    @abstractmethod
     def _next_batch(self) -> bytes:
         """Take what is to be sent now; empty if there is nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take(self, answer: Any) -> None:
         """Take what arrived: a reply, or a ResponseError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _abandon(self) -> None:
         """Tell whoever waits that no answer will come."""
-        raise NotImplementedError
 
     def _expect(self) -> asyncio.Future[Any]:
         if not self.is_open:
