@@ -17,6 +17,7 @@ import httpx
 from authws.client.connection import Connection
 from authws.client.endings import RefusedError
 from authws.client.events import AuthRequired, Welcome
+from authws.client.lasting import LastingConnection
 from authws.client.reach import Reach
 from authws.close_codes import Retry
 from authws.exceptions import ConfigurationError
@@ -191,7 +192,17 @@ class Client:
             raise
         return connection
 
-    async def renew(self, connection: Connection) -> None:
+    async def stay_connected(self, strategy: Strategy) -> LastingConnection:
+        """Open a connection to the rooms that comes back by itself when it is lost.
+
+        Raises:
+            ClientError: it did not work; ``retry`` says what to do.
+            ConfigurationError: nobody has logged in, or not for this strategy.
+        """
+        connection = await self.connect(strategy)
+        return LastingConnection(connection, lambda: self.connect(strategy))
+
+    async def renew(self, connection: Connection | LastingConnection) -> None:
         """Give a live connection a fresh token, before the old one ends.
 
         Raises:
