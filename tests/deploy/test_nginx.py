@@ -354,12 +354,14 @@ async def test_pings_keep_a_silent_connection_past_the_proxys_patience(
     tmp_path: Path,
 ) -> None:
     """The service pings each 20 s, and the proxy gives up after 75; here 0.4 and 2."""
-    async with a_site(tmp_path, changes=IMPATIENT, ping_interval=0.4) as site:
-        async with await site.enter("session-cookie") as peer:
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(peer.recv(), 5)
-            await say(peer, type="ping", id="still here")
-            assert await hear(peer) == {"type": "pong", "id": "still here"}
+    async with (
+        a_site(tmp_path, changes=IMPATIENT, ping_interval=0.4) as site,
+        await site.enter("session-cookie") as peer,
+    ):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(peer.recv(), 5)
+        await say(peer, type="ping", id="still here")
+        assert await hear(peer) == {"type": "pong", "id": "still here"}
 
 
 async def test_without_pings_the_proxy_ends_a_silent_connection(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ class NginxServer(ServerProcess):
     async def ask(self) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.close()
+        await writer.wait_closed()
 
     @property
     def written(self) -> str:
