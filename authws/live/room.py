@@ -27,6 +27,7 @@ class Room(Audience):
     """A room, as this worker knows it."""
 
     __slots__ = (
+        "doubts",
         "elsewhere",
         "held",
         "is_open",
@@ -53,6 +54,8 @@ class Room(Audience):
         """Where it stands: after the message that was told last."""
         self.held: list[tuple[Position, bytes]] | None = None
         """What waits, because something before it may be missing."""
+        self.doubts = 0
+        """How often something may have been lost."""
         self.lock = asyncio.Lock()
         """Held while it is opened, and while what is missing is read."""
         self.is_open = False

@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Collection, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Awaitable, Collection, Coroutine, Iterator, Mapping
+from typing import Any, NamedTuple
 
-from authws.brokers.base import Replay
 from authws.clock import Clock
 from authws.decisions import gossip, messages
 from authws.decisions.envelopes import Kind
@@ -35,6 +34,8 @@ MAX_UNACKNOWLEDGED = 64
 waits for one of them."""
 MAX_HELD = 1000
 """Messages of a room that wait until it is known what is missing before them."""
+RESUME_EVERY = 0.25
+"""Seconds between two tries to read what is missing, the broker being away."""
 PASSES = 16
 """Times that a joining peer, reading what it missed, may find that more was said."""
 
@@ -269,8 +270,9 @@ class Rooms(Mapping[str, Room]):
             if since == room.position:
                 return Missed((), True)
             replay = await self._carrier.replay(room.name, room.keep, since)
-            for position, body in replay.messages:
-                self.message(room.name, body, position)
+            if room.held is None:
+                for position, body in replay.messages:
+                    self._say(room, body, position)
             return Missed(replay.messages, replay.is_complete)
 
     def _tell_who_changed(
@@ -334,11 +336,10 @@ class Rooms(Mapping[str, Room]):
             return
         if position is None:
             self._tell(room, body)
-        elif room.held is not None and len(room.held) < MAX_HELD:
-            room.held.append((position, body))
-        elif self._is_beyond(room, position):
-            room.position = position
-            self._tell(room, messages.placed(body, position))
+        elif room.held is not None:
+            self._hold(room, body, position)
+        else:
+            self._say(room, body, position)
 
     def change(self, name: str, node: str, body: bytes) -> None:
         """Take a change of who is in a room by way of another worker."""
@@ -349,6 +350,7 @@ class Rooms(Mapping[str, Room]):
         """Find out what is missing in these rooms, and bring it or say so."""
         rooms = [room for name in names if (room := self._by_name.get(name))]
         for room in rooms:
+            room.doubts += 1
             if room.keep is None or not room.is_open:
                 self._tell_resync(room)
             elif room.held is None:
@@ -356,27 +358,47 @@ class Rooms(Mapping[str, Room]):
                 self._start(self._resume(room))
         self._presence.learn_again(names)
 
-    def _start(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _hold(self, room: Room, body: bytes, position: Position) -> None:
+        assert room.held is not None  # noqa: S101 - the caller looked
+        if len(room.held) >= MAX_HELD:
+            room.held.clear()  # the history has it: read that once more
+            room.doubts += 1
+        room.held.append((position, body))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._resuming.add(task)
         task.add_done_callback(self._resuming.discard)
 
     async def _resume(self, room: Room) -> None:
         """Bring a room what it missed, then what waited for that."""
-        assert room.keep is not None  # noqa: S101 - the caller looked
-        replay: Replay | None = None
-        async with room.lock:
-            with contextlib.suppress(UnavailableError):
-                replay = await self._carrier.replay(room.name, room.keep, room.position)
-            held, room.held = room.held or [], None
-            if replay is not None and replay.is_complete:
-                self.recovered["resumed"] += 1
-            else:
-                if replay is not None:
-                    room.position = replay.top
-                self._tell_resync(room)
-            for position, body in (*(replay.messages if replay else ()), *held):
-                self.message(room.name, body, position)
+        while room.held is not None and self._by_name.get(room.name) is room:
+            try:
+                async with room.lock:
+                    await self._bring(room)
+            except UnavailableError:
+                await self._clock.sleep(RESUME_EVERY)
+
+    async def _bring(self, room: Room) -> None:
+        assert room.keep is not None  # noqa: S101 - else nothing is held
+        doubts = room.doubts
+        replay = await self._carrier.replay(room.name, room.keep, room.position)
+        held, room.held = room.held or [], None
+        if replay.is_complete:
+            self.recovered["resumed"] += 1
+        else:
+            room.position = replay.top
+            self._tell_resync(room)
+        if room.doubts != doubts:  # something was lost since: that is not all
+            room.held = held
+            held = []
+        for position, body in (*replay.messages, *held):
+            self._say(room, body, position)
+
+    def _say(self, room: Room, body: bytes, position: Position) -> None:
+        if self._is_beyond(room, position):
+            room.position = position
+            self._tell(room, messages.placed(body, position))
 
     def _move(self, room: Room, position: Position) -> None:
         if self._is_beyond(room, position):

@@ -289,12 +289,9 @@ class Accounts:
         address = household(client.address)
         async with self._turn(address):
             try:
-                async with self._throttle.attempt(account, address):
+                async with self._throttle.attempt(account, address) as outcome:
                     user = await self._users.authenticate(username, password)
-                    if user is None:
-                        await self._throttle.failed(account, address)
-                    else:
-                        await self._throttle.succeeded(account, address)
+                    outcome.is_success = user is not None
             except RateLimitedError as error:
                 raise self._refused(
                     "login_throttled", error, client, subject=account
@@ -306,8 +303,8 @@ class Accounts:
 
     @asynccontextmanager
     async def _turn(self, address: str) -> AsyncIterator[None]:
-        """Take logins from one address one by one: what is counted after the password
-        was looked at would not stop a burst of guesses."""
+        """Take logins from one address one by one: what is under way counts as failed,
+        and would refuse others of one office who come at once."""
         turn = self._turns[address]
         if turn.waiting >= MAX_WAITING:
             raise RateLimitedError(

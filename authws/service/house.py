@@ -36,6 +36,7 @@ from authws.service.roll import RollCall
 from authws.service.settings import Settings
 from authws.stores.database import Database, migrate
 from authws.stores.key_sets import RemoteKeySet
+from authws.stores.login_attempts import LoginAttempts
 from authws.stores.passwords import PasswordHasher
 from authws.stores.refresh_tokens import RefreshTokens
 from authws.stores.sessions import Sessions
@@ -151,6 +152,7 @@ class House:
         self.sessions = Sessions(self.database, self.clock)
         self.refresh_tokens = RefreshTokens(self.database, self.clock)
         self.tickets = UsedTickets(self.database)
+        self.attempts = LoginAttempts(self.database, self.clock)
 
     def _put_together_live(self) -> None:
         settings = self.settings
@@ -236,7 +238,7 @@ class House:
             cookies=self.cookies,
             records=self.records,
             feed=self.feed,
-            throttle=LoginThrottle(settings.login_rate, self.clock),
+            throttle=LoginThrottle(settings.login_rate, self.attempts),
             log=self.log,
             clock=self.clock,
             lifetimes=Lifetimes(
@@ -369,6 +371,7 @@ class House:
             with contextlib.suppress(UnavailableError):
                 await self.sessions.prune(now)
                 await self.tickets.prune(now)
+                await self.attempts.prune(now)
             await self.clock.sleep(PRUNE_EVERY)
 
 

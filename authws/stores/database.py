@@ -1,7 +1,8 @@
 """The one door to the database: SQLite by default, PostgreSQL when grown up.
 
 Everything that the two do differently is said here, so that the stores speak one SQL:
-how a transaction begins, how an insert can succeed once, and how a failure is named.
+how a transaction begins, how an insert can succeed once, how two that look before they
+write take turns, and how a failure is named.
 Whatever fails here leaves as UnavailableError, because a decision that cannot be read
 must be refused (fail closed), never guessed.
 """
@@ -9,6 +10,7 @@ must be refused (fail closed), never guessed.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -19,7 +21,16 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Table, event, make_url, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Connection,
+    Table,
+    bindparam,
+    event,
+    make_url,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
@@ -35,7 +46,7 @@ else:
     # A refused login or a server that is just starting reaches us unwrapped.
     DRIVER_ERRORS = (InterfaceError, PostgresError)
 
-__all__ = ["Database", "insert_once", "migrate", "sqlite_file"]
+__all__ = ["Database", "hold", "insert_once", "migrate", "sqlite_file"]
 
 FAILURES: tuple[type[Exception], ...] = (SQLAlchemyError, OSError, *DRIVER_ERRORS)
 BUSY_SECONDS = 5.0
@@ -132,6 +143,24 @@ async def insert_once(
     return (await connection.execute(statement.returning(key))).first() is not None
 
 
+async def hold(connection: AsyncConnection, *names: str) -> None:
+    """Keep others who hold one of these names out until the transaction is over.
+
+    For a transaction that looks and then writes, where no row is there to be locked.
+    What the others wrote is seen by every statement after this one. SQLite has one
+    writer at a time, so its transactions hold everything.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    # in one order for all: two that want the same two names must not each have one
+    keys = sorted({_lock_key(name) for name in names})
+    await connection.execute(
+        text("SELECT pg_advisory_xact_lock(key) FROM unnest(:keys) AS key").bindparams(
+            bindparam("keys", keys, ARRAY(BigInteger))
+        )
+    )
+
+
 def migrate(url: str) -> None:
     """Bring the tables up to date; do nothing when they are.
 
@@ -185,6 +214,12 @@ async def _migrate_once(url: URL) -> None:
             await connection.run_sync(_upgrade)
     finally:
         await engine.dispose()
+
+
+def _lock_key(name: str) -> int:
+    """Return a name as the 64-bit number that PostgreSQL's advisory locks have."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], signed=True)
 
 
 def _upgrade(connection: Connection) -> None:
@@ -243,6 +278,9 @@ def _engine(url: URL) -> AsyncEngine:
         return create_async_engine(
             url,
             hide_parameters=True,
+            # Whatever the server's default is: who has waited, for a row or in `hold`,
+            # is to see what was written meanwhile.
+            isolation_level="READ COMMITTED",
             pool_pre_ping=True,
             pool_timeout=POOL_SECONDS,
             connect_args={

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
@@ -25,6 +27,8 @@ __all__ = [
     "DIGEST_LENGTH",
     "NAME_LENGTH",
     "USER_AGENT_LENGTH",
+    "known_addresses",
+    "login_attempts",
     "metadata",
     "refresh_tokens",
     "revocations",
@@ -112,4 +116,34 @@ revocations = Table(
     Column("key", String(DIGEST_LENGTH), nullable=False),
     Column("at", Double, nullable=False, index=True),
     Column("expires_at", Double, nullable=False, index=True),
+)
+
+# Who tried, and from where, is kept as digests: what stands where a name belongs may be
+# any text, a password too.
+login_attempts = Table(
+    "login_attempts",
+    metadata,
+    Column(
+        "id",
+        BigInteger().with_variant(Integer, "sqlite"),
+        primary_key=True,
+        autoincrement=True,
+    ),
+    Column("pair", String(DIGEST_LENGTH)),  # null once a success has cleared it
+    Column("address", String(DIGEST_LENGTH), nullable=False),
+    Column("account", String(DIGEST_LENGTH), nullable=False),
+    Column("under_way", Boolean, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False, index=True),
+    Index("ix_login_attempts_pair", "pair", "at"),
+    Index("ix_login_attempts_address", "address", "at"),
+    Index("ix_login_attempts_account", "account", "at"),
+)
+
+known_addresses = Table(
+    "known_addresses",
+    metadata,
+    Column("pair", String(DIGEST_LENGTH), primary_key=True),
+    Column("account", String(DIGEST_LENGTH), nullable=False, index=True),
+    Column("seen_at", Double, nullable=False, index=True),
 )

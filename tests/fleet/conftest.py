@@ -9,7 +9,9 @@ import pytest
 import pytest_asyncio
 
 from tests.fleet.fleet import Fleet, fleet
-from tests.servers.brokers import KINDS, BrokerServer, broker_server
+from tests.servers.brokers import BrokerServer, broker_server
+
+KINDS = ("redis", "nats", "rabbitmq")
 
 
 @pytest.fixture(params=KINDS, scope="module")

@@ -9,7 +9,7 @@ import secrets
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,14 +126,22 @@ class Talker:
 
     async def join(self, room: str, **more: Any) -> dict[str, Any]:
         """Join a room; return the answer."""
-        count = len(self.of("joined", room=room))
+        before = len(self.heard)
         await self.say(type="join", room=room, **more)
-        await self.until(
-            lambda: len(self.of("joined", room=room)) > count or self.of("error")
-        )
-        joined = self.of("joined", room=room)
-        assert len(joined) > count, self.of("error")
-        return joined[-1]
+        answers: list[dict[str, Any]] = []
+
+        def is_answered() -> bool:
+            answers[:] = [
+                message
+                for message in self.heard[before:]
+                if message["type"] == "error"
+                or (message["type"], message.get("room")) == ("joined", room)
+            ]
+            return bool(answers)
+
+        await self.until(is_answered)
+        assert answers[0]["type"] == "joined", answers[0]
+        return answers[0]
 
     async def publish(self, data: Any, room: str = "lobby") -> bool:
         """Publish; tell whether it was acknowledged (and not answered by an error)."""
@@ -329,9 +337,17 @@ def site(
 
 @asynccontextmanager
 async def fleet(
-    directory: Path, broker_url: str, *options: str, count: int = 2, **settings: Any
+    directory: Path,
+    broker_url: str,
+    *options: str,
+    count: int = 2,
+    own: Mapping[int, Mapping[str, Any]] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Fleet]:
-    """Run some sites on this machine, on one broker and by default one SQLite file."""
+    """Run some sites on this machine, on one broker and by default one SQLite file.
+
+    ``own`` are settings of single sites, by number.
+    """
     settings = {
         "broker_url": broker_url,
         "broker_prefix": f"f{secrets.token_hex(4)}",
@@ -342,7 +358,13 @@ async def fleet(
         **settings,
     }
     sites = [
-        site(directory, number, *options, port=port, settings=settings)
+        site(
+            directory,
+            number,
+            *options,
+            port=port,
+            settings={**settings, **(own or {}).get(number, {})},
+        )
         for number, port in enumerate(free_ports(count))
     ]
     # a page of any of them may connect to all of them

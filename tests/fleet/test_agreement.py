@@ -1,4 +1,4 @@
-"""What two servers on one broker agree on: rooms, presence, endings, limits, tickets."""
+"""What two servers on one broker agree on: rooms, presence, endings, limits."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The two databases, as the stores' tests have them, for what only one can decide; and
-how late this machine is, for what must be in time."""
+"""How late this machine is, for what must be in time."""
 
 from __future__ import annotations
 
@@ -8,9 +7,8 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from tests.machine import Machine, watched
-from tests.stores.conftest import backend, postgres, url
 
-__all__ = ["backend", "machine", "postgres", "url"]
+__all__ = ["machine"]
 
 
 @pytest_asyncio.fixture(loop_scope="module")

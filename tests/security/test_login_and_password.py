@@ -736,6 +736,29 @@ async def test_guessing_at_one_account_is_throttled(
         assert events["login_throttled"] == 7
 
 
+@pytest.mark.parametrize("parallel", [False, True], ids=["BRK-14", "BRK-14-parallel"])
+async def test_guessing_at_two_processes_is_one_limit_and_survives_both(
+    tmp_path: Path, parallel: bool
+) -> None:
+    """Two services on one database and one set of keys, as workers are."""
+    settings = {"login_rate": 3, "data_dir": tmp_path / "data"}
+    async with (
+        running(tmp_path, **settings) as one,
+        running(tmp_path, **settings) as two,
+    ):
+        await one.add_user("alice")
+        guesses = [log_in((one, two)[n % 2], "alice", f"{WRONG}{n}") for n in range(10)]
+        if parallel:
+            answers = list(await asyncio.gather(*guesses))
+        else:
+            answers = [await guess for guess in guesses]
+        assert statuses(answers) == {401: 3, 429: 7}
+    async with running(tmp_path, **settings) as restarted:
+        throttled = await log_in(restarted, "alice", PASSWORD)
+        assert throttled.status_code == 429
+        assert 1 <= int(throttled.headers["retry-after"]) <= 60
+
+
 @pytest.mark.parametrize("case", ["LOG-10-success"])
 async def test_only_failures_count(tmp_path: Path, case: str) -> None:
     async with running(tmp_path, login_rate=2) as service:

@@ -12,17 +12,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, func, insert, select, text
 
 from authws.exceptions import ConfigurationError, UnavailableError
 from authws.stores import schema
-from authws.stores.database import Database, insert_once, migrate
+from authws.stores.database import Database, hold, insert_once, migrate
+from authws.stores.tickets import UsedTickets
 from tests.requirements import require
-from tests.stores.support import NOW, Postgres
+from tests.servers.postgres import PostgresServer
+from tests.stores.support import NOW
 
 ROOT = Path(__file__).parents[2]
+LATEST = "0002"
 MIGRATE = "import sys; from authws.stores.database import migrate; migrate(sys.argv[1])"
 
 
@@ -46,7 +50,7 @@ async def versions(url: str) -> list[str]:
 async def test_migrating_twice_is_migrating_once(url: str) -> None:
     migrate(url)
     migrate(url)
-    assert await versions(url) == ["0001"]
+    assert await versions(url) == [LATEST]
 
 
 async def test_processes_that_start_at_once_migrate_once(url: str) -> None:
@@ -58,7 +62,24 @@ async def test_processes_that_start_at_once_migrate_once(url: str) -> None:
     ]
     ended = await asyncio.gather(*(process.communicate() for process in started))
     assert [process.returncode for process in started] == [0] * 4, ended
+    assert await versions(url) == [LATEST]
+
+
+async def test_database_of_an_older_release_keeps_what_it_has(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        upgrade = command.upgrade
+        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0001"))
+        migrate(url)
     assert await versions(url) == ["0001"]
+    await UsedTickets(older := Database(url)).redeem("spent", NOW)
+    await older.dispose()
+    migrate(url)
+    assert await versions(url) == [LATEST]
+    newer = Database(url)
+    assert not await UsedTickets(newer).redeem("spent", NOW)
+    await newer.dispose()
 
 
 async def test_migrations_build_the_tables_that_the_queries_see(db: Database) -> None:
@@ -82,7 +103,7 @@ async def test_failed_migration_leaves_nothing_behind(
         with pytest.raises(UnavailableError):
             migrate(url)
     migrate(url)
-    assert await versions(url) == ["0001"]
+    assert await versions(url) == [LATEST]
 
 
 async def test_concurrent_inserts_of_one_key_succeed_once(db: Database) -> None:
@@ -95,6 +116,44 @@ async def test_concurrent_inserts_of_one_key_succeed_once(db: Database) -> None:
         *([False] * 29),
         True,
     ]
+
+
+async def test_who_looks_before_writing_takes_turns(url: str) -> None:
+    migrate(url)
+    await look_and_write(url)
+
+
+async def test_turns_hold_whatever_the_servers_default_isolation_is(
+    postgres: PostgresServer,
+) -> None:
+    async with postgres.fresh_database() as url:
+        migrate(url)
+        name = url.rpartition("/")[2]
+        await postgres.execute(
+            f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'"
+        )
+        await look_and_write(url)
+
+
+async def look_and_write(url: str) -> None:
+    """Two processes' worth of engines: each sees what the one before it wrote."""
+    databases = [Database(url) for _ in range(2)]
+    count = select(func.count()).select_from(schema.used_tickets)
+
+    async def write_if_fewer_than(limit: int, number: int) -> None:
+        # in any order of the names: two that wait for each other would be an error
+        names = ("one", "other") if number % 2 else ("other", "one")
+        async with databases[number % 2].begin() as connection:
+            await hold(connection, *names)
+            if (await connection.scalar(count) or 0) < limit:
+                row = {"jti": str(number), "expires_at": NOW}
+                await connection.execute(insert(schema.used_tickets).values(row))
+
+    await asyncio.gather(*(write_if_fewer_than(5, number) for number in range(30)))
+    async with databases[0].connect() as connection:
+        assert await connection.scalar(count) == 5
+    for database in databases:
+        await database.dispose()
 
 
 async def test_transaction_that_fails_leaves_no_trace(db: Database) -> None:
@@ -234,7 +293,7 @@ def test_repr_hides_the_password() -> None:
 
 
 async def test_postgres_that_refuses_the_login_is_unavailable(
-    postgres: Postgres,
+    postgres: PostgresServer,
 ) -> None:
     database = Database(postgres.url(password="wrong"))
     with pytest.raises(UnavailableError):
@@ -254,7 +313,7 @@ async def test_postgres_that_is_not_there_is_unavailable() -> None:
 
 
 async def test_postgres_that_dropped_its_connections_is_asked_anew(
-    postgres: Postgres,
+    postgres: PostgresServer,
 ) -> None:
     import asyncpg
 

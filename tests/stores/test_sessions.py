@@ -21,7 +21,8 @@ from authws.stores.sessions import (
     UserChangedError,
 )
 from authws.stores.users import User, Users
-from tests.stores.support import NOW, FakeClock, Postgres
+from tests.servers.postgres import PostgresServer
+from tests.stores.support import NOW, FakeClock
 
 PASSWORD = "a plain short sentence"
 OTHER = "another plain sentence"
@@ -181,7 +182,7 @@ async def test_of_logins_that_race_with_a_change_none_survives_it(
 
 
 async def test_change_waits_for_a_login_that_holds_the_user_and_ends_it(
-    postgres: Postgres, hasher: PasswordHasher, monkeypatch: pytest.MonkeyPatch
+    postgres: PostgresServer, hasher: PasswordHasher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where writers do not queue, the row's lock decides who was first."""
     clock = FakeClock()
