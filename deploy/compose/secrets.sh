@@ -65,7 +65,7 @@ if [ "$(id -u)" = 0 ]; then
 fi
 cat >.env <<END
 COMPOSE_FILE=compose.yaml:compose.$broker.yaml
-AUTHWS_USER=$user
+RUN_AS=$user
 END
 
 for file in fullchain.pem privkey.pem; do

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,12 +20,15 @@ __all__ = [
     "CONTAINERFILE",
     "DEPLOY",
     "ROOT",
+    "a_copy",
     "by_module",
     "compose",
     "configured",
     "documents",
+    "environment",
     "files",
     "hadolint",
+    "make_secrets",
     "seconds",
 ]
 
@@ -83,6 +87,33 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
         else:
             result[key] = value
     return result
+
+
+def a_copy(folder: Path) -> Path:
+    """Copy what Compose is run with, to make secrets beside it."""
+    copy = folder / "compose"
+    ignore = shutil.ignore_patterns("secrets", ".env")
+    shutil.copytree(DEPLOY / "compose", copy, ignore=ignore)
+    return copy
+
+
+def make_secrets(folder: Path, *brokers: str) -> subprocess.CompletedProcess[str]:
+    """Run secrets.sh in a copy of the folder."""
+    return subprocess.run(
+        ["sh", folder / "secrets.sh", *brokers],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def environment(deployment: dict[str, Any], folder: Path) -> dict[str, str]:
+    """What a service is told, its secrets being where they were made."""
+    told = deployment["services"]["authws-1"]["environment"]
+    return {
+        name: value.replace("/run/secrets/", f"{folder}/secrets/")
+        for name, value in told.items()
+    }
 
 
 def seconds(text: str) -> int:

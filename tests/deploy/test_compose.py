@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,17 @@ from redis.exceptions import AuthenticationError
 
 from authws.brokers.urls import BrokerUrl
 from authws.service import doctor
-from tests.deploy.shipped import DEPLOY, by_module, compose, configured, seconds
-from tests.requirements import require
-from tests.servers.nginx import moved
-from tests.servers.process import ServerProcess, free_ports
+from tests.deploy.brokers import ShippedNats, ShippedRedis
+from tests.deploy.shipped import (
+    DEPLOY,
+    a_copy,
+    by_module,
+    compose,
+    configured,
+    environment,
+    make_secrets,
+    seconds,
+)
 
 BROKERS = ("redis", "nats", "rabbitmq")
 SERVICES = ("authws-1", "authws-2")
@@ -38,34 +44,13 @@ def broker(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def deployment(broker: str) -> dict[str, Any]:
-    return compose(broker, AUTHWS_USER="10001:10001")
+    return compose(broker, RUN_AS="10001:10001")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of the folder, to make secrets in."""
-    copy = tmp_path / "compose"
-    ignore = shutil.ignore_patterns("secrets", ".env")
-    shutil.copytree(HERE, copy, ignore=ignore)
-    return copy
-
-
-def make_secrets(folder: Path, *brokers: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["sh", folder / "secrets.sh", *brokers],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-
-
-def environment(deployment: dict[str, Any], folder: Path) -> dict[str, str]:
-    """What the service is told, its secrets being where they were made."""
-    told = deployment["services"]["authws-1"]["environment"]
-    return {
-        name: value.replace("/run/secrets/", f"{folder}/secrets/")
-        for name, value in told.items()
-    }
+    return a_copy(tmp_path)
 
 
 # ------------------------------------------------------------------------- as a whole
@@ -123,7 +108,7 @@ def test_every_container_is_confined(deployment: dict[str, Any]) -> None:
 
 
 def test_root_does_one_thing_without_a_network() -> None:
-    hand_over = compose("nats", AUTHWS_USER="1:1")["services"]["nats-volume"]
+    hand_over = compose("nats", RUN_AS="1:1")["services"]["nats-volume"]
     assert hand_over["user"] == "root"
     assert hand_over["entrypoint"] == ["chown", "10002:10002", "/data"]
     assert hand_over["cap_add"] == ["CHOWN"]
@@ -270,10 +255,10 @@ def test_secrets_are_their_owners_alone(broker: str, folder: Path) -> None:
     said = dict(
         line.split("=", 1) for line in (folder / ".env").read_text().splitlines()
     )
-    assert said.keys() == {"COMPOSE_FILE", "AUTHWS_USER"}
+    assert said.keys() == {"COMPOSE_FILE", "RUN_AS"}
     for name in said["COMPOSE_FILE"].split(":"):
         assert (folder / name).is_file()
-    uid, _, gid = said["AUTHWS_USER"].partition(":")
+    uid, _, gid = said["RUN_AS"].partition(":")
     assert "0" not in (uid, gid)
     for name in ("secret_keys", "database_url", "broker_url"):
         status = (secrets / name).stat()
@@ -313,41 +298,13 @@ def test_secrets_for_no_broker_are_not_made(
 # ------------------------------------------------------------- the brokers, really run
 
 
-class Configured(ServerProcess):
-    """A broker with its shipped configuration, moved to where the test is."""
-
-    def __init__(self, kind: str, changes: dict[str, str]) -> None:
-        super().__init__()
-        (self.port,) = free_ports(1)
-        self.kind = kind
-        text = (HERE / f"{kind}.conf").read_text()
-        here = {old: new.format(self=self) for old, new in changes.items()}
-        (self.directory / f"{kind}.conf").write_text(moved(text, here))
-
-    def command(self) -> list[str | Path]:
-        path = self.directory / f"{self.kind}.conf"
-        if self.kind == "redis":
-            return ["redis-server", path, "--port", str(self.port)]
-        return ["nats-server", "--config", path]
-
-    async def ask(self) -> None:
-        _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.close()
-        await writer.wait_closed()
-
-
 async def test_redis_keeps_what_it_was_told_and_asks_for_the_password(
     folder: Path,
 ) -> None:
-    require("redis", shutil.which("redis-server") is not None, "no redis-server")
     make_secrets(folder, "redis")
-    password = (folder / "secrets" / "broker_password").read_text()
     auth = folder / "secrets" / "redis.conf"
-    changes = {
-        "/run/secrets/redis.conf": str(auth),
-        "dir /data": "dir {self.directory}\nbind 127.0.0.1",
-    }
-    async with Configured("redis", changes) as server:
+    async with ShippedRedis(folder / "secrets") as server:
+        password = server.password
         async with Redis(port=server.port, protocol=2) as stranger:
             with pytest.raises(AuthenticationError):
                 await stranger.ping()
@@ -359,7 +316,7 @@ async def test_redis_keeps_what_it_was_told_and_asks_for_the_password(
         async with Redis(port=server.port, password=password, protocol=2) as known:
             assert await known.get("said") == b"once"
         # the health check, as it is run in the container
-        checked = compose("redis", AUTHWS_USER="1:1")["services"]["redis"]
+        checked = compose("redis", RUN_AS="1:1")["services"]["redis"]
         command = checked["healthcheck"]["test"][1]
         command = command.replace("/run/secrets/redis.conf", str(auth))
         command = command.replace("redis-cli", f"redis-cli -p {server.port}")
@@ -370,19 +327,9 @@ async def test_redis_keeps_what_it_was_told_and_asks_for_the_password(
 
 
 async def test_nats_has_jetstream_and_asks_for_the_password(folder: Path) -> None:
-    require("nats", shutil.which("nats-server") is not None, "no nats-server")
     make_secrets(folder, "nats")
-    password = (folder / "secrets" / "broker_password").read_text()
-    changes = {
-        "port: 4222": "port: {self.port}\nhost: 127.0.0.1",
-        "127.0.0.1:8222": f"127.0.0.1:{free_ports(1)[0]}",
-        '"/data"': '"{self.directory}/data"',
-    }
-    server = Configured("nats", changes)
-    beside = server.directory / "authorization.conf"
-    shutil.copy(folder / "secrets" / "nats.conf", beside)
-    async with server:
-        for given, answer in (("wrong", b"-ERR"), (password, b"PONG")):
+    async with ShippedNats(folder / "secrets") as server:
+        for given, answer in (("wrong", b"-ERR"), (server.password, b"PONG")):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             told = json.loads((await reader.readline()).removeprefix(b"INFO "))
             assert (told["auth_required"], told["jetstream"]) == (True, True)

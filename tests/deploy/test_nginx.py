@@ -1,7 +1,4 @@
-"""The shipped proxy, really proxying: nginx and its files in front of real services.
-
-Clients come from 127.0.0.2, nginx from 127.0.0.1: so it shows who is believed.
-"""
+"""The shipped proxy, really proxying: nginx and its files in front of real services."""
 
 from __future__ import annotations
 
@@ -18,59 +15,32 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-import websockets
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus
 
 from tests.certificates import Certificates, issue
+from tests.deploy.browser import CLIENT, NAME, ORIGIN, Browser
 from tests.grants import grant, hear, say
-from tests.running import PASSWORD, STRATEGIES, Service, running
+from tests.running import STRATEGIES, Service, running
 from tests.security.peers import bearer, ending, eventually
 from tests.servers.nginx import NginxServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-NAME = "chat.example.com"
-ORIGIN = f"https://{NAME}"
-CLIENT = "127.0.0.2"
 FORGED = "203.0.113.9"
 
 
 @dataclass
-class Site:
+class Site(Browser):
     """What a browser sees as one: the proxy, and the services behind it."""
 
     nginx: NginxServer
     services: tuple[Service, Service]
-    tls: ssl.SSLContext
     lives: tuple[AsyncExitStack, AsyncExitStack]
 
     async def stop(self, number: int) -> None:
         """End one of the services, as an operator does."""
         await self.lives[number].aclose()
-
-    def http(self, **headers: str) -> httpx.AsyncClient:
-        transport = httpx.AsyncHTTPTransport(verify=self.tls, local_address=CLIENT)
-        return httpx.AsyncClient(
-            base_url=f"https://127.0.0.1:{self.nginx.port}",
-            headers={"host": NAME, "origin": ORIGIN, **headers},
-            transport=_Named(transport),
-        )
-
-    async def open(self, path: str, **headers: str) -> ClientConnection:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return await websockets.connect(
-            f"wss://{NAME}{path}",
-            host="127.0.0.1",
-            port=self.nginx.port,
-            ssl=self.tls,
-            local_addr=(CLIENT, 0),
-            additional_headers=named,
-            compression=None,
-            open_timeout=20,
-            ping_interval=None,
-            proxy=None,
-        )
 
     async def enter(self, strategy: str, **headers: str) -> ClientConnection:
         """Connect with a fresh credential, up to and including ``auth_ok``."""
@@ -98,20 +68,6 @@ class Site:
         }
 
 
-class _Named(httpx.AsyncBaseTransport):
-    """Asks for the site by its name, wherever it is."""
-
-    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
-        self._transport = transport
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        request.extensions["sni_hostname"] = NAME
-        return await self._transport.handle_async_request(request)
-
-    async def aclose(self) -> None:
-        await self._transport.aclose()
-
-
 @asynccontextmanager
 async def a_site(
     folder: Path, *, changes: dict[str, str] | None = None, **server: Any
@@ -130,7 +86,8 @@ async def a_site(
         await first.add_user("alice")
         ports = (first.port, second.port)
         async with NginxServer(certificates, ports, changes) as nginx:
-            yield Site(nginx, (first, second), certificates.trusting(), (one, two))
+            tls = certificates.trusting()
+            yield Site(nginx.port, tls, nginx, (first, second), (one, two))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -173,13 +130,7 @@ async def test_a_login_through_the_proxy_gives_a_cookie_that_connects(
     site: Site,
 ) -> None:
     """The whole walk of a browser: log in over https, connect with what was set."""
-    async with site.http() as http:
-        answer = await http.post(
-            "/auth/session", json={"username": "alice", "password": PASSWORD}
-        )
-    assert answer.status_code == 200, answer.text
-    assert "secure" in answer.headers["set-cookie"].lower()
-    cookie = answer.headers["set-cookie"].partition(";")[0]
+    cookie = await site.log_in("alice")
     async with await site.open(
         "/ws/session-cookie", cookie=cookie, origin=ORIGIN
     ) as peer:
