@@ -44,8 +44,9 @@ def test_no_file_has_a_password(file: Path) -> None:
 
 
 def test_every_file_is_explained() -> None:
-    explained = (DEPLOY / "README.md").read_text()
-    for file in FILES:
+    readme = DEPLOY / "README.md"
+    explained = readme.read_text()
+    for file in set(FILES) - {readme}:
         assert file.name in explained, file
 
 
