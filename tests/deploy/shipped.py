@@ -43,16 +43,11 @@ APPENDED = {"secrets", "configs", "volumes", "tmpfs", "ports"}
 
 
 def files() -> Iterator[Path]:
-    """Every file that is shipped: what git knows, or would."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "deploy"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=30,
-    )
-    return (ROOT / name for name in listed.stdout.splitlines())
+    """Every file that is shipped; what secrets.sh makes is not."""
+    for file in sorted(DEPLOY.rglob("*")):
+        made = file.name == ".env" or file.parent.name == "secrets"
+        if file.is_file() and not made and "__pycache__" not in file.parts:
+            yield file
 
 
 def documents(file: Path) -> list[dict[str, Any]]:

@@ -156,17 +156,31 @@ async def test_a_body_over_the_limit_ends_at_the_proxy(site: Site) -> None:
     assert (largest.status_code, over.status_code) == (422, 413)
 
 
-async def test_no_other_upgrade_is_passed_on(site: Site) -> None:
+@pytest.mark.parametrize("name", ["h2c", "websocket, h2c", "TLS/1.2"])
+async def test_no_other_upgrade_is_passed_on(
+    certificates: Certificates, name: str
+) -> None:
     """h2c smuggling: a tunnel that no route and no limit of ours would see."""
-    async with site.http(
-        **{
-            "connection": "Upgrade, HTTP2-Settings",
-            "upgrade": "h2c",
-            "http2-settings": "AAMAAABk",
-        }
-    ) as http:
-        answer = await http.get("/healthz")
-    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    heads: list[bytes] = []
+
+    async def answered(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).lower())
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(answered, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with NginxServer(certificates, (port, port)) as nginx:
+            browser = Browser(nginx.port, certificates.trusting())
+            asked = {"upgrade": name, "http2-settings": "AAMAAABk"}
+            async with browser.http(connection="upgrade", **asked) as http:
+                assert (await http.get("/healthz")).status_code == 204
+    (head,) = heads
+    assert b"\r\nupgrade:" not in head
+    assert b"\r\nconnection: close\r\n" in head
 
 
 # --------------------------------------------------------------------- who is believed
