@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
     *(ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md")),
     ROOT / "examples" / "README.md",
+    ROOT / "deploy" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 )
 PROTOCOL, SETTINGS, REST = (
@@ -38,7 +39,7 @@ UNLISTED = {("GET", "/metrics"), ("GET", "/docs"), ("GET", "/openapi.json")}
 
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-PATH = re.compile(r"`((?:tests|authws|docs|examples|scripts)/[\w./-]*)`")
+PATH = re.compile(r"`((?:tests|authws|docs|examples|scripts|deploy)/[\w./-]*)`")
 CASE = re.compile(r"\b[A-Z]{2,5}-\d{2}\b")
 
 
