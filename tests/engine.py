@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
 
+from authws.brokers.base import Broker
 from authws.brokers.memory import MemoryBroker
 from authws.decisions.origins import OriginPolicy
 from authws.exceptions import (
@@ -23,10 +24,11 @@ from authws.exceptions import (
     RevokedTokenError,
 )
 from authws.live.authority import HouseAuthority
+from authws.live.carrier import Carrier
 from authws.live.connection import ConnectionLimits
 from authws.live.door import Door, DoorLimits, DoorStyle, NotAdmittedError
 from authws.live.hub import Hub
-from authws.live.rooms import RoomProtocol
+from authws.live.room_protocol import RoomProtocol
 from authws.live.security_log import SecurityLog
 from authws.principal import Principal
 from authws.strategies.base import Strategy
@@ -261,12 +263,14 @@ class Engine:
         limits: ConnectionLimits | None = None,
         door_limits: DoorLimits | None = None,
         auth_timeout: float = 5.0,
+        clock: ManualClock | None = None,
+        broker: Broker | None = None,
         **hub: Any,
     ) -> None:
-        self.clock = ManualClock()
+        self.clock = clock or ManualClock()
         self.revocations: list[float] = []
         self.hub = Hub(
-            MemoryBroker(),
+            Carrier(broker or MemoryBroker(clock=self.clock), (b"one secret",)),
             clock=self.clock,
             on_revoked=self.revocations.append,
             **hub,
@@ -282,7 +286,7 @@ class Engine:
             limits=limits or ConnectionLimits(),
             door_limits=door_limits or DoorLimits(),
         )
-        self.rooms = RoomProtocol(self.hub, log)
+        self.rooms = RoomProtocol(self.hub.rooms, log)
         self.peers: list[Peer] = []
         self._issued = 0
         name, anyone = "authws", OriginPolicy(frozenset())
@@ -349,12 +353,16 @@ class Engine:
         except NotAdmittedError:
             return
 
-    async def stop(self) -> None:
-        """End everything; nothing may be left of it."""
+    def dismiss(self) -> None:
+        """Let all peers leave."""
         for peer in self.peers:
             peer.reads.set()
             if not peer.has_left:
                 peer.leave()
+
+    async def stop(self) -> None:
+        """End everything; nothing may be left of it."""
+        self.dismiss()
         self.authority.gate.set()
         self.authority.way_back.set()
         await self.clock.advance(60.0)

@@ -15,6 +15,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 from authws.clock import Clock
+from authws.exceptions import AuthwsError, ConfigurationError
 
 __all__ = ["CALL_TIMEOUT", "Lifeline", "backoff"]
 
@@ -64,14 +65,21 @@ class Lifeline:
         self._disconnect = disconnect
         self._clock = clock or Clock()
         self._first_try = asyncio.Event()
+        self._refused: ConfigurationError | None = None
         self._lost = asyncio.Event()
         self._why = ""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin; returns after the first attempt, whatever came of it."""
+        """Begin; returns after the first attempt, whether that worked or not.
+
+        Raises:
+            ConfigurationError: ``connect`` said so; nothing is tried any more.
+        """
         self._task = asyncio.create_task(self._run())
         await self._first_try.wait()
+        if self._refused is not None:
+            raise self._refused
 
     def lose(self, error: BaseException | str) -> None:
         """Hear from whoever uses the connection that it is not one any more."""
@@ -91,19 +99,27 @@ class Lifeline:
 
     async def _run(self) -> None:
         attempt = 0
+        told: set[str] = set()
         while True:
             self._lost.clear()
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
                     await self._connect()
             except Exception as error:
-                if attempt == 0:  # once for each outage, however long it is
-                    logger.warning(
-                        "%s cannot be reached: %s; trying again",
-                        self._name,
-                        _describe(error),
-                    )
                 await self._let_go()
+                if (
+                    isinstance(error, ConfigurationError)
+                    and not self._first_try.is_set()
+                ):
+                    self._refused = error
+                    self._first_try.set()
+                    return
+                why = _describe(error)
+                if why not in told:  # once for each outage, however long it is
+                    told.add(why)
+                    logger.warning(
+                        "%s cannot be reached: %s; trying again", self._name, why
+                    )
                 self._first_try.set()
                 await self._clock.sleep(backoff(attempt))
                 attempt += 1
@@ -113,6 +129,7 @@ class Lifeline:
                 logger.warning("%s is reached again", self._name)
             self._first_try.set()
             attempt = 0
+            told.clear()
             await self._watch()
             self.is_up = False
             logger.warning("%s was lost: %s", self._name, self._why)
@@ -141,6 +158,6 @@ class Lifeline:
 
 def _describe(error: BaseException | str) -> str:
     """Name a failure; a client's own words may quote a URL with its password."""
-    if isinstance(error, str):
-        return error
+    if isinstance(error, str | AuthwsError):
+        return str(error)
     return getattr(error, "strerror", None) or type(error).__name__

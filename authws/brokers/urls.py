@@ -94,7 +94,10 @@ class BrokerUrl:
     @property
     def has_password(self) -> bool:
         """Whether the broker is to be shown a secret, or a certificate of ours."""
-        return bool(self.password or {"creds", "cert"} & self.options.keys())
+        is_token = self.kind == "nats" and bool(self.username)
+        return bool(
+            self.password or is_token or {"creds", "cert"} & self.options.keys()
+        )
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """Return what TLS demands of the other end: a certificate from a known

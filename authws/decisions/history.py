@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -36,8 +36,8 @@ _RULE = re.compile(
 class Position(msgspec.Struct, frozen=True):
     """A place in a room's history: after the message with this offset."""
 
-    epoch: str
-    offset: int
+    epoch: Annotated[str, msgspec.Meta(max_length=64)]
+    offset: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Retention(NamedTuple):

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
+from authws.decisions.history import Position
 from authws.decisions.limits import Limit
 from authws.exceptions import MessageError
 from authws.principal import Principal
@@ -40,9 +42,11 @@ __all__ = [
     "left",
     "parse",
     "parse_auth",
+    "placed",
     "pong",
     "presence",
     "restarting",
+    "resync",
     "room_message",
 ]
 
@@ -68,9 +72,10 @@ class Auth(msgspec.Struct, tag="auth", tag_field="type"):
 
 
 class Join(msgspec.Struct, tag="join", tag_field="type"):
-    """Become a member of a room."""
+    """Become a member of a room; with ``since``, behind all that was said after it."""
 
     room: str
+    since: Position | None = None
 
 
 class Leave(msgspec.Struct, tag="leave", tag_field="type"):
@@ -218,9 +223,37 @@ def restarting(retry_after: float) -> str:
     return _text({"type": "restarting", "retry_after": retry_after})
 
 
-def joined(room: str, members: Iterable[str]) -> str:
-    """Confirm a join; ``members`` are the subjects present, oneself included."""
-    return _text({"type": "joined", "room": room, "members": sorted(members)})
+def joined(
+    room: str,
+    members: Collection[str],
+    *,
+    is_recovered: bool | None = None,
+    position: Position | None = None,
+    max_members: int = 0,
+) -> str:
+    """Confirm a join.
+
+    Args:
+        room: its name.
+        members: the subjects present, oneself included.
+        is_recovered: whether all that was missed follows; None if nobody asked.
+        position: after which message the peer stands, in a room that keeps any.
+        max_members: of more than so many only the number is told; 0 is off.
+    """
+    body: dict[str, Any] = {"type": "joined", "room": room}
+    if len(members) > max_members > 0:
+        body |= {"members": [], "count": len(members)}
+    else:
+        body["members"] = sorted(members)
+    if is_recovered is not None:
+        body["recovered"] = is_recovered
+    return _text(_with_position(body, position))
+
+
+def resync(room: str, position: Position | None) -> str:
+    """Tell members that they may have missed something that cannot be told any more;
+    what comes next comes after ``position``."""
+    return _text(_with_position({"type": "resync", "room": room}, position))
 
 
 def left(room: str) -> str:
@@ -242,8 +275,19 @@ def room_message(room: str, sender: str, data: msgspec.Raw, at: float) -> bytes:
     )
 
 
+def placed(message: bytes, position: Position) -> bytes:
+    """Return a room's message with its position in the room's history."""
+    # what is in a message is long since encoded; this is done once for each of them
+    return b"%b,%b%d}" % (message[:-1], _epoch(position.epoch), position.offset)
+
+
+@lru_cache(maxsize=64)
+def _epoch(epoch: str) -> bytes:
+    return b'"epoch":%b,"offset":' % _encode(epoch)
+
+
 def ack(message_id: str | int) -> str:
-    """Confirm that the publish with this id was handed to the broker."""
+    """Confirm that the broker has the publish with this id."""
     return _text({"type": "ack", "id": message_id})
 
 
@@ -260,6 +304,12 @@ def error(refusal: MessageError) -> str:
 
 def _text(value: dict[str, Any]) -> str:
     return _encode(value).decode()
+
+
+def _with_position(body: dict[str, Any], position: Position | None) -> dict[str, Any]:
+    if position is None:
+        return body
+    return {**body, "epoch": position.epoch, "offset": position.offset}
 
 
 def _with_id(body: dict[str, Any], message_id: MessageId) -> dict[str, Any]:

@@ -118,6 +118,7 @@ class Connection:
         "revoked_at",
         "rooms",
         "strikes",
+        "unacknowledged",
         "was_cut",
     )
 
@@ -145,6 +146,8 @@ class Connection:
         self.over: Callable[[Connection], Awaitable[None]] | None = None
         """Told once nothing goes in or out any more, whatever its handler does."""
         self.strikes = 0
+        self.unacknowledged = 0
+        """Publishes of the peer that are on their way to the broker."""
         self._handshake = handshake
         self._clock = clock
         self._renew = renew
@@ -390,7 +393,7 @@ class Connection:
         try:
             return self._take(self, message)
         except Exception:
-            self._fail()
+            self.fail()
             return None
 
     async def _finish_taking(self, work: Awaitable[None]) -> None:
@@ -402,9 +405,9 @@ class Connection:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            self._fail()  # it is what it waited for that was cancelled
+            self.fail()  # it is what it waited for that was cancelled
         except Exception:
-            self._fail()
+            self.fail()
         finally:
             self._taking = None
         self._read_on()
@@ -413,7 +416,7 @@ class Connection:
         if self._wire is not None and self._wire.on_message is not None:
             self._wire.read_on()
 
-    def _fail(self) -> None:
+    def fail(self) -> None:
         """A message could not be taken, for the fault that is being handled."""
         if self.failed is not None:
             self.failed(self)

@@ -31,6 +31,7 @@ from authws.exceptions import (
     RevokedTokenError,
     ServerFullError,
     TooManyConnectionsError,
+    UnavailableError,
     UnexpectedError,
 )
 from authws.live.authority import HouseAuthority
@@ -128,6 +129,8 @@ class Door:
         """Those whose credential is still awaited, or being looked at."""
         self.is_closing = False
         """Nobody is admitted any more: the process is about to end."""
+        self.is_blind = False
+        """Nobody is admitted now: it cannot be known whose session was ended."""
 
     def open_connection(
         self, strategy: Strategy, handshake: Handshake, style: DoorStyle
@@ -203,11 +206,14 @@ class Door:
         """Refuse a handshake before its credential is looked at.
 
         Raises:
-            RestartingError, ServerFullError, RateLimitedError, TooManyConnectionsError:
-                to be told as an HTTP status, which a proxy understands too.
+            RestartingError, UnavailableError, ServerFullError, RateLimitedError,
+            TooManyConnectionsError: to be told as an HTTP status, which a proxy
+                understands too.
         """
         if self.is_closing:
             raise RestartingError("the server is about to restart")
+        if self.is_blind:
+            raise UnavailableError("nothing is known of what was revoked")
         if self.present.is_full():
             raise ServerFullError("this process is full", Limit.CONNECTIONS)
         if self.strangers.is_full():

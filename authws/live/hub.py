@@ -1,31 +1,33 @@
-"""The hub: which connections are open, in which rooms, and who hears what.
+"""The hub: which connections are open here, whose they are, and what ends them.
 
-A message is encoded once and put into each member's outbox; nothing here waits for a
-peer, so one that is dead or slow costs the others nothing.
+Nothing here waits for a peer, so one that is dead or slow costs the others nothing.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from authws import close_codes
-from authws.brokers.base import Broker
 from authws.clock import Clock
-from authws.decisions import messages
-from authws.decisions.history import Position
+from authws.close_codes import Close
+from authws.decisions.history import HistoryRules
 from authws.decisions.lifecycle import revocation_close
 from authws.decisions.limits import Limit
 from authws.decisions.revocations import RevocationSnapshot
-from authws.exceptions import MessageError, TooManyConnectionsError
+from authws.exceptions import TooManyConnectionsError
+from authws.live.carrier import Carrier
+from authws.live.cluster import Cluster
 from authws.live.connection import Connection
-from authws.live.turn import Audience, Outgoing, Turn
+from authws.live.quota import Quota
+from authws.live.rooms import Rooms
+from authws.live.turn import Turn
 from authws.principal import Principal
 
-__all__ = ["Hub", "Room", "WhenFull"]
+__all__ = ["Hub", "WhenFull"]
 
 WhenFull = Literal["reject_new", "evict_oldest"]
 """What happens to a user's new connection when they have all they may have."""
@@ -36,52 +38,74 @@ FAREWELL_TICK = 0.05
 """Seconds between two batches of a restart's farewells."""
 
 
-class Room(Audience):
-    """Its members, and how many connections each subject has in it."""
-
-    __slots__ = ("subjects",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.subjects: Counter[str] = Counter()
-
-
 class Hub:
     """Every open connection of this process."""
 
     def __init__(
         self,
-        broker: Broker,
+        carrier: Carrier,
         *,
         clock: Clock,
+        history: HistoryRules | None = None,
+        lease: float = 10.0,
         max_connections_per_user: int = 0,
         when_full: WhenFull = "reject_new",
         max_rooms: int = 100,
+        max_presence: int = 1000,
         on_revoked: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """Limits of 0 are off; ``max_rooms`` is per connection.
+        """Limits of 0 are off.
 
-        ``on_revoked`` is told, for each connection that a revocation ended, how many
-        seconds later its close frame went out.
+        Args:
+            carrier: between this worker and the broker.
+            clock: where the time is read.
+            history: which rooms keep how much; None keeps nothing.
+            lease: seconds that a silent worker is believed to live.
+            max_connections_per_user: on all workers together.
+            when_full: what happens to a user's connection beyond that.
+            max_rooms: how many rooms a connection may be in.
+            max_presence: subjects in a room up to which each coming and going is told.
+            on_revoked: is told, for each connection that a revocation ended, how many
+                seconds later its close frame went out.
         """
         self.connections: dict[str, Connection] = {}
-        self.rooms: dict[str, Room] = {}
         self.revocations = RevocationSnapshot()
-        self.messages_delivered = 0
         self.messages_dropped = 0
         self.turn = Turn(clock.now)
-        self._broker = broker
+        self.cluster = Cluster(carrier, clock, lease)
+        self.rooms = Rooms(
+            carrier,
+            self.cluster,
+            clock=clock,
+            turn=self.turn,
+            history=history or HistoryRules(()),
+            max_rooms=max_rooms,
+            max_presence=max_presence,
+        )
+        self.carrier = carrier
         self._clock = clock
         self._max_connections_per_user = max_connections_per_user
         self._when_full = when_full
         self._on_revoked = on_revoked
-        self._max_rooms = max_rooms
         self._by_user: defaultdict[str, dict[str, Connection]] = defaultdict(dict)
         self._by_session: defaultdict[str, dict[str, Connection]] = defaultdict(dict)
+        self._quota = Quota(
+            self.cluster,
+            max_connections_per_user,
+            self._by_user,
+            _end_surplus,
+            evicts=when_full == "evict_oldest",
+        )
 
     async def start(self) -> None:
-        """Begin to receive what the broker carries."""
-        await self._broker.start(self)
+        """Begin to receive what the broker carries, and to be one of the workers."""
+        await self.carrier.start(self.rooms, self.cluster)
+        await self.cluster.start()
+
+    async def stop(self) -> None:
+        """Leave the workers, and let go of the broker."""
+        await self.cluster.stop()
+        await self.carrier.broker.stop()
 
     # ------------------------------------------------------------------ coming, going
 
@@ -96,15 +120,13 @@ class Hub:
         of_user = self._by_user[_user(principal)]
         limit = self._max_connections_per_user
         while len(of_user) >= limit > 0:
-            oldest = of_user.pop(next(iter(of_user)))
-            oldest.end(
-                close_codes.TOO_MANY_CONNECTIONS, limit=Limit.CONNECTIONS_PER_USER
-            )
+            _end_surplus(of_user.pop(next(iter(of_user))))
         self.connections[connection.id] = connection
         of_user[connection.id] = connection
         if principal.session and not principal.issuer:
             self._by_session[principal.session][connection.id] = connection
         connection.renewed = self._drop_forbidden_rooms
+        self._quota.came(_user(principal), connection)
 
     def check_place(self, principal: Principal) -> None:
         """Refuse a user for whom ``admit`` would have no place.
@@ -115,7 +137,9 @@ class Hub:
         if self._when_full != "reject_new":
             return
         limit = self._max_connections_per_user
-        if len(self._by_user.get(_user(principal), ())) >= limit > 0:
+        user = _user(principal)
+        here = len(self._by_user.get(user, ()))
+        if here + self._quota.elsewhere(user) >= limit > 0:
             raise TooManyConnectionsError(
                 f"{limit} connections are open", Limit.CONNECTIONS_PER_USER
             )
@@ -127,128 +151,15 @@ class Hub:
         principal = connection.principal
         _discard(self._by_user, _user(principal), connection.id)
         _discard(self._by_session, principal.session, connection.id)
+        self._quota.went(_user(principal), connection)
         self.messages_dropped += connection.dropped
-        for name in tuple(connection.rooms):
-            self._take_out(connection, name)
-            await self._unsubscribe_if_empty(name)
-
-    # -------------------------------------------------------------------------- rooms
-
-    async def join(self, connection: Connection, name: str) -> None:
-        """Make a connection a member of a room; joining twice changes nothing.
-
-        Raises:
-            MessageError: ``room_invalid``, ``forbidden``, ``too_many_rooms``.
-        """
-        messages.check_room(name)
-        if not connection.principal.may("join", name):
-            raise MessageError("forbidden", "no scope to join this room")
-        if name not in connection.rooms:
-            if len(connection.rooms) >= self._max_rooms > 0:
-                raise MessageError(
-                    "too_many_rooms",
-                    f"a connection may be in {self._max_rooms} rooms",
-                    limit=Limit.ROOMS,
-                )
-            room = self.rooms.get(name)
-            if room is None:
-                room = self.rooms[name] = Room()
-                await self._broker.subscribe(name)
-            if not connection.is_open:
-                await self._unsubscribe_if_empty(name)
-                return
-            self._put_in(connection, name, room)
-        connection.post(messages.joined(name, self.rooms[name].subjects))
-
-    async def leave(self, connection: Connection, name: str) -> None:
-        """Take a connection out of a room.
-
-        Raises:
-            MessageError: ``not_joined``.
-        """
-        if name not in connection.rooms:
-            raise MessageError("not_joined", "not a member of this room")
-        self._take_out(connection, name)
-        connection.post(messages.left(name))
-        await self._unsubscribe_if_empty(name)
-
-    def publish(
-        self, connection: Connection, message: messages.Publish
-    ) -> Awaitable[None] | None:
-        """Send a message to a room's members; None: that is done already.
-
-        Raises:
-            MessageError: ``forbidden``, ``not_joined``; nobody received it then.
-        """
-        name = message.room
-        if name not in connection.rooms:
-            raise MessageError("not_joined", "join the room first", message.id)
-        if not connection.principal.may("publish", name):
-            raise MessageError("forbidden", "no scope to publish here", message.id)
-        at = self._clock.now()
-        if not connection.lives_at(at):  # its time ran out since this was received
-            return None
-        body = messages.room_message(
-            name, connection.principal.subject, message.data, at
-        )
-        handed_over = self._broker.publish(name, body)
-        if handed_over is not None:
-            return _acknowledge_once(handed_over, connection, message.id)
-        _acknowledge(connection, message.id)
-        return None
-
-    def _put_in(self, connection: Connection, name: str, room: Room) -> None:
-        subject = connection.principal.subject
-        connection.rooms.add(name)
-        room.subjects[subject] += 1
-        if room.subjects[subject] == 1:
-            self._tell(room, messages.presence(name, subject, "joined"))
-        self.turn.finish()  # what was said so far was not said to the newcomer
-        room.members[connection.id] = connection
-
-    def _take_out(self, connection: Connection, name: str) -> None:
-        room = self.rooms[name]
-        subject = connection.principal.subject
-        connection.rooms.discard(name)
-        self.turn.finish()  # it was there when this was said
-        del room.members[connection.id]
-        room.subjects[subject] -= 1
-        if room.subjects[subject] == 0:
-            del room.subjects[subject]
-            self._tell(room, messages.presence(name, subject, "left"))
-
-    async def _unsubscribe_if_empty(self, name: str) -> None:
-        room = self.rooms.get(name)
-        if room is not None and not room.members:
-            del self.rooms[name]
-            await self._broker.unsubscribe(name)
+        await self.rooms.forget(connection)
 
     async def _drop_forbidden_rooms(self, connection: Connection) -> None:
         """After a renewal: leave the rooms that the new scopes no longer allow."""
         may = connection.principal.may
         forbidden = [name for name in connection.rooms if not may("join", name)]
-        # out of all of them before the first wait, in which messages may come
-        for name in forbidden:
-            self._take_out(connection, name)
-            connection.post(messages.left(name))
-        for name in forbidden:
-            await self._unsubscribe_if_empty(name)
-
-    # ----------------------------------------------------------------------- delivery
-
-    def deliver(self, channel: str, data: bytes, position: Position | None) -> None:
-        """Hand what the broker carried to a room's members."""
-        room = self.rooms.get(channel)
-        if room is not None:
-            self._tell(room, data)
-
-    def interrupted(self, channels: Collection[str]) -> None:
-        """Hear that something may not have arrived."""
-
-    def _tell(self, room: Room, data: bytes) -> None:
-        # a member whose outbox overflows is ended, not removed: the room stands still
-        self.turn.tell(room, Outgoing(data))
-        self.messages_delivered += len(room.members)
+        await self.rooms.leave_all(connection, forbidden)
 
     # ------------------------------------------------------------ the right to exist
 
@@ -288,6 +199,11 @@ class Hub:
         """The open connections of a user."""
         return iter(tuple(self._by_user.get(subject, {}).values()))
 
+    def end_everything(self, close: Close) -> None:
+        """End every connection at once: none of them can be believed any more."""
+        for connection in tuple(self.connections.values()):
+            connection.end(close)
+
     def _revoke(self, connections: Iterable[Connection], at: float) -> int:
         ended = tuple(connections)
         for connection in ended:
@@ -321,16 +237,8 @@ class Hub:
                 await self._clock.sleep(FAREWELL_TICK)
 
 
-async def _acknowledge_once(
-    handed_over: Awaitable[None], connection: Connection, message: messages.MessageId
-) -> None:
-    await handed_over
-    _acknowledge(connection, message)
-
-
-def _acknowledge(connection: Connection, message: messages.MessageId) -> None:
-    if message is not None:
-        connection.post(messages.ack(message))
+def _end_surplus(connection: Connection) -> None:
+    connection.end(close_codes.TOO_MANY_CONNECTIONS, limit=Limit.CONNECTIONS_PER_USER)
 
 
 def _user(principal: Principal) -> str:

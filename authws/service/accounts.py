@@ -23,12 +23,12 @@ from authws.exceptions import (
     RevokedTokenError,
 )
 from authws.live.authority import SessionRecords
-from authws.live.hub import Hub
 from authws.live.security_log import SecurityLog
 from authws.principal import Principal
 from authws.service.login_throttle import LoginThrottle
+from authws.service.revocation_feed import RevocationFeed
 from authws.stores.refresh_tokens import RefreshTokens
-from authws.stores.sessions import SessionKind, Sessions, UserChangedError
+from authws.stores.sessions import Revocation, SessionKind, Sessions, UserChangedError
 from authws.stores.users import (
     InvalidUsernameError,
     User,
@@ -87,7 +87,7 @@ class Ended:
 
     sessions: int
     sockets: int
-    """Of this process; others end theirs when they hear of it."""
+    """On all workers that answered."""
 
 
 class Accounts:
@@ -102,7 +102,7 @@ class Accounts:
         issuer: TokenIssuer,
         cookies: SessionCookieSigner,
         records: SessionRecords,
-        hub: Hub,
+        feed: RevocationFeed,
         throttle: LoginThrottle,
         log: SecurityLog,
         clock: Clock,
@@ -114,7 +114,7 @@ class Accounts:
         self._issuer = issuer
         self._cookies = cookies
         self._records = records
-        self._hub = hub
+        self._feed = feed
         self._throttle = throttle
         self._log = log
         self._clock = clock
@@ -234,7 +234,7 @@ class Accounts:
             # another change came first: what was given is not the password any more
             raise ForbiddenError("the current password was just changed") from None
         for revocation in others:
-            self.forget(revocation.kind, revocation.key, revocation.at)
+            self._feed.end(revocation)
         self._log.write(
             "password_changed",
             subject=user.name,
@@ -249,7 +249,7 @@ class Accounts:
             UnknownUserError: there is no such user.
         """
         sessions, revocation = await self._users.disconnect(subject)
-        sockets = self.forget(revocation.kind, revocation.key, revocation.at)
+        sockets = await self._feed.end_everywhere(revocation)
         self._log.write(
             "admin_disconnect",
             subject=revocation.key,
@@ -268,7 +268,9 @@ class Accounts:
         record = await self._records.get(session)
         if record is None:
             return False
-        sockets = await self._revoke(session)
+        at = self._clock.now()
+        await self._sessions.revoke(session)
+        sockets = await self._feed.end_everywhere(Revocation("session", session, at))
         self._log.write(
             "admin_session_ended",
             subject=record.subject,
@@ -279,20 +281,6 @@ class Accounts:
             sockets=str(sockets),
         )
         return True
-
-    def forget(self, kind: str, key: str, at: float) -> int:
-        """Act on what was revoked or changed at ``at``, here or by another process.
-
-        Returns:
-            how many open connections that ended.
-        """
-        if kind == "session":
-            self._records.evict(key)
-            return self._hub.revoke_session(key, at)
-        self._records.evict_subject(key)
-        if kind == "scopes":  # what is open keeps them until it is renewed
-            return 0
-        return self._hub.revoke_subject(key, at)
 
     # ---------------------------------------------------------------------- internals
 
@@ -377,8 +365,7 @@ class Accounts:
         # first to the database, then to the sockets: what survives is the truth
         at = self._clock.now()
         await self._sessions.revoke(session)
-        self._records.evict(session)
-        return self._hub.revoke_session(session, at)
+        return self._feed.end(Revocation("session", session, at))
 
     def _refused(
         self, event: str, error: AuthError, client: Client, **who: str

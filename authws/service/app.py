@@ -18,7 +18,7 @@ from authws.decisions.redaction import install_log_redaction
 from authws.exceptions import AuthError
 from authws.live.connection import Take
 from authws.live.door import DoorStyle, NotAdmittedError
-from authws.live.rooms import RoomProtocol, echo
+from authws.live.room_protocol import RoomProtocol, echo
 from authws.service.accounts import BadCredentialsError
 from authws.service.answers import (
     headers_of,
@@ -111,7 +111,7 @@ class _Service(FastAPI):
 
 def websocket_endpoints(house: House) -> dict[str, Endpoint]:
     """The service's six WebSocket endpoints, by path."""
-    rooms = RoomProtocol(house.hub, house.log).take
+    rooms = RoomProtocol(house.hub.rooms, house.log).take
     endpoints: dict[str, Endpoint] = {}
     for strategy in (house.query_param, house.first_message, house.session_cookie):
         path = "/ws/" + strategy.name.replace("_", "-")

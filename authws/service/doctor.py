@@ -12,8 +12,10 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 from pathlib import Path
 from typing import Literal
 
+from authws.brokers.urls import BrokerUrl
+from authws.decisions.history import HistoryRules
 from authws.decisions.keys import check_secret
-from authws.decisions.origins import Origin
+from authws.decisions.origins import Origin, is_loopback
 from authws.exceptions import ConfigurationError
 from authws.service.key_files import FILE_NAME
 from authws.service.settings import PREFIX, Settings, nearest_setting
@@ -54,6 +56,7 @@ def problems(settings: Settings, unknown: Sequence[str] = ()) -> list[Problem]:
         *_public_origin(settings),
         *_origins(settings),
         *_workers(settings),
+        *_broker(settings),
         *_limits(settings),
         *_advice(settings),
     ]
@@ -262,6 +265,37 @@ def _workers(settings: Settings) -> Iterator[Problem]:
             f"{settings.workers} workers with the memory broker would each be an "
             "island: rooms, presence and revocations would not cross",
             "use one worker: this release has no broker that crosses processes",
+        )
+
+
+def _broker(settings: Settings) -> Iterator[Problem]:
+    """Whoever may speak to the broker sees what is said in every room."""
+    try:
+        HistoryRules(settings.history)
+    except ValueError as error:
+        yield _error(f"AUTHWS_HISTORY: {error}", "mend the rule")
+    try:
+        url = BrokerUrl.parse(settings.broker_url.get_secret_value())
+        url.ssl_context()
+    except ConfigurationError as error:
+        yield _error(str(error), "mend AUTHWS_BROKER_URL")
+        return
+    if (url.username, url.password) == ("guest", "guest"):
+        yield _error(
+            f"{url} has the password that everybody knows",
+            "make a user of its own for authws, and remove guest",
+        )
+    remote = [host for host, _ in url.hosts if not is_loopback(host)]
+    if remote and not url.has_password:
+        yield _error(
+            f"{url} is asked without a password: whoever reaches it reads every room",
+            "give the broker a user and password, and name them in AUTHWS_BROKER_URL",
+        )
+    if remote and not url.is_tls:
+        yield Problem(
+            "warning",
+            f"what goes to {url} can be read on the way, its password too",
+            "use TLS (rediss://, tls://, amqps://), or a network that is yours alone",
         )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from dataclasses import dataclass
 
-from authws.brokers.base import Broker
-from authws.brokers.memory import MemoryBroker
+from authws import close_codes
+from authws.brokers import open_broker
 from authws.clock import Clock
-from authws.decisions.keys import SigningKey
+from authws.decisions import gossip
+from authws.decisions.history import HistoryRules
+from authws.decisions.keys import SigningKey, derive_key
 from authws.decisions.origins import HostPolicy, Origin, OriginPolicy
 from authws.decisions.session_cookies import (
     COOKIE_NAME,
@@ -21,6 +21,7 @@ from authws.decisions.tokens import Claims, TokenIssuer, TokenVerifier
 from authws.decisions.verified_tokens import VerifiedTokens
 from authws.exceptions import ConfigurationError, UnavailableError
 from authws.live.authority import HouseAuthority, RemoteTokens, SessionRecords
+from authws.live.carrier import Carrier
 from authws.live.connection import ConnectionLimits
 from authws.live.door import Door, DoorLimits
 from authws.live.hub import Hub
@@ -30,13 +31,15 @@ from authws.service.gate import HttpGate
 from authws.service.key_files import load_secrets
 from authws.service.login_throttle import LoginThrottle
 from authws.service.metrics import Metrics
+from authws.service.revocation_feed import RevocationFeed
+from authws.service.roll import RollCall
 from authws.service.settings import Settings
 from authws.stores.database import Database, migrate
 from authws.stores.key_sets import RemoteKeySet
 from authws.stores.login_attempts import LoginAttempts
 from authws.stores.passwords import PasswordHasher
 from authws.stores.refresh_tokens import RefreshTokens
-from authws.stores.sessions import Revocation, Sessions
+from authws.stores.sessions import Sessions
 from authws.stores.tickets import UsedTickets
 from authws.stores.users import Users
 from authws.strategies.first_message import FirstMessage
@@ -46,14 +49,8 @@ from authws.strategies.session_cookie import SessionCookie
 __all__ = ["House", "ticket_audience"]
 
 PRUNE_EVERY = 300.0
-CLOCK_STEP = 1.0
-"""Seconds by which the wall clock may differ from what it was before it counts as
-set; slewing moves it by less than a millisecond each second."""
-OVERLAP = 40.0
-"""Seconds that revocations are read again: a transaction shows later than its time, by
-as long as a statement may wait for a lock (30 s on PostgreSQL)."""
-
-logger = logging.getLogger("authws")
+PURPOSE = "authws broker"
+"""What the key that seals messages between workers is derived for."""
 
 
 class House:
@@ -93,6 +90,11 @@ class House:
         settings = self.settings
         secrets = load_secrets(settings)
         self.keyring = secrets.keyring
+        # the oldest seals: all workers know it, also while they are restarted one by
+        # one with a new key (`authws keys rotate` keeps two old ones)
+        self._broker_keys = tuple(
+            derive_key(secret, PURPOSE) for secret in secrets.cookie_secrets
+        )
         self.cookies = SessionCookieSigner(secrets.cookie_secrets)
         self.cookie_name = SECURE_COOKIE_NAME if settings.is_secure else COOKIE_NAME
         self.issuer = TokenIssuer(
@@ -154,20 +156,33 @@ class House:
 
     def _put_together_live(self) -> None:
         settings = self.settings
-        self.broker: Broker = _broker(settings)
-        self.hub = Hub(
-            self.broker,
+        try:
+            history = HistoryRules(settings.history)
+        except ValueError as error:
+            raise ConfigurationError(f"AUTHWS_HISTORY: {error}") from None
+        self.broker = open_broker(
+            settings.broker_url.get_secret_value(),
+            prefix=settings.broker_prefix,
+            kept=history.kept,
+            history_bytes=settings.history_bytes,
             clock=self.clock,
+        )
+        self.hub = Hub(
+            Carrier(self.broker, self._broker_keys),
+            clock=self.clock,
+            history=history,
+            lease=settings.presence_lease,
             max_connections_per_user=settings.max_connections_per_user,
             when_full=settings.when_user_is_full,
             max_rooms=settings.max_rooms,
+            max_presence=settings.max_presence,
             on_revoked=self.metrics.observe_revocation,
         )
         self.records = SessionRecords(
             self.sessions,
             self.hub.revocations,
             self.clock,
-            on_extended=self.hub.extend_session,
+            on_extended=self._extend_session,
             on_evicted=self._verified.forget,
         )
         self.authority = HouseAuthority(
@@ -204,6 +219,17 @@ class House:
             ),
             refuse=settings.refuse,
         )
+        self.roll_call = RollCall(self.hub)
+        self.feed = RevocationFeed(
+            self.sessions,
+            self.records,
+            self.hub,
+            self.broker,
+            self.clock,
+            interval=settings.recheck_interval,
+            fail_closed_after=settings.fail_closed_after,
+            went_blind=self._go_blind,
+        )
         self.accounts = Accounts(
             users=self.users,
             sessions=self.sessions,
@@ -211,7 +237,7 @@ class House:
             issuer=self.issuer,
             cookies=self.cookies,
             records=self.records,
-            hub=self.hub,
+            feed=self.feed,
             throttle=LoginThrottle(settings.login_rate, self.attempts),
             log=self.log,
             clock=self.clock,
@@ -223,6 +249,7 @@ class House:
                 session_absolute=settings.session_absolute_ttl,
             ),
         )
+        self.hub.cluster.on(gossip.Extended, self._extended)
         self.metrics.watch(self.hub, self.door)
         self._put_together_strategies()
 
@@ -284,7 +311,7 @@ class House:
         await asyncio.to_thread(self.hasher.self_test)
         await self.hub.start()
         self._background = [
-            asyncio.create_task(self._keep_watch()),
+            asyncio.create_task(self.feed.run()),
             asyncio.create_task(self._prune()),
         ]
 
@@ -293,7 +320,7 @@ class House:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await self.broker.stop()
+        await self.hub.stop()
         if self._key_set is not None:
             await self._key_set.aclose()
         self.hasher.close()
@@ -301,7 +328,11 @@ class House:
 
     async def is_ready(self) -> dict[str, bool]:
         """Tell which of the things a handshake needs can be reached."""
-        reachable = {"database": True, "broker": await self.broker.ping()}
+        has_entered = self.hub.cluster.has_entered
+        reachable = {
+            "database": True,
+            "broker": await self.broker.ping() and has_entered,
+        }
         try:
             await self.database.ping()
         except UnavailableError:
@@ -318,34 +349,20 @@ class House:
         self.door.is_closing = True
         await self.hub.end_all(seconds)
 
-    async def _keep_watch(self) -> None:
-        """Ask again, at an interval, what nobody may have told this process."""
-        revoked = _Revoked(self.clock.now() - OVERLAP)
-        drift = self.clock.now() - self.clock.monotonic()
-        while True:
-            await self.clock.sleep(self.settings.recheck_interval)
-            drifted = self.clock.now() - self.clock.monotonic()
-            if abs(drifted - drift) > CLOCK_STEP:
-                logger.warning("the clock was set by %+.1f s", drifted - drift)
-                revoked.since += drifted - drift
-                self.hub.check_deadlines()
-            drift = drifted
-            await self._read_revocations(revoked)
+    def _extend_session(self, session: str, expires_at: float) -> None:
+        """A cookie's session was used again here: it lives until later everywhere."""
+        self.hub.extend_session(session, expires_at)
+        self.hub.cluster.tell_all(gossip.Extended(session, expires_at))
 
-    async def _read_revocations(self, revoked: _Revoked) -> None:
-        """Act on what other processes revoke: a lost push heals here."""
-        started = self.clock.now()
-        try:
-            found = await self.sessions.revocations_since(revoked.since)
-        except UnavailableError as error:
-            logger.warning("revocations could not be read: %s", error)
-            return
-        for revocation in found:
-            # rights again and again: a row that was being read may be kept only now
-            if revocation not in revoked.seen or revocation.kind == "scopes":
-                self.accounts.forget(revocation.kind, revocation.key, revocation.at)
-        revoked.since = started - OVERLAP
-        revoked.seen = frozenset(found)
+    def _extended(self, _: str, extended: gossip.Extended) -> None:
+        self.records.evict(extended.session)
+        self.hub.extend_session(extended.session, extended.expires_at)
+
+    def _go_blind(self, is_blind: bool) -> None:
+        """Fail closed while nothing is known of what was revoked."""
+        self.door.is_blind = is_blind
+        if is_blind:
+            self.hub.end_everything(close_codes.TRY_AGAIN_LATER)
 
     async def _prune(self) -> None:
         while True:
@@ -356,14 +373,6 @@ class House:
                 await self.tickets.prune(now)
                 await self.attempts.prune(now)
             await self.clock.sleep(PRUNE_EVERY)
-
-
-@dataclass
-class _Revoked:
-    """How far the revocations were read, and those that may be read again."""
-
-    since: float
-    seen: frozenset[Revocation] = frozenset()
 
 
 def _is_port_unknown(settings: Settings) -> bool:
@@ -378,13 +387,3 @@ def _is_port_unknown(settings: Settings) -> bool:
 def ticket_audience(settings: Settings) -> str:
     """The audience of tickets: the WebSocket endpoints, and nothing else."""
     return f"{settings.audience}/ws"
-
-
-def _broker(settings: Settings) -> Broker:
-    url = settings.broker_url.get_secret_value()
-    if url == "memory://":
-        return MemoryBroker()
-    scheme = url.partition("://")[0]
-    raise ConfigurationError(
-        f"AUTHWS_BROKER_URL: no broker for {scheme!r:.20}; this release has memory://"
-    )

@@ -54,6 +54,7 @@ class Metrics:
     def watch(self, hub: Hub, door: Door) -> None:
         """Read their numbers whenever the metrics are asked for."""
         self._registry.register(_LiveCollector(hub, door))
+        self._registry.register(_BrokerCollector(hub))
 
     def render(self) -> bytes:
         """Return the text exposition format."""
@@ -113,7 +114,7 @@ class _LiveCollector(Collector):
         yield CounterMetricFamily(
             "authws_messages_delivered",
             "Messages put into outboxes",
-            value=hub.messages_delivered,
+            value=hub.rooms.messages_delivered,
         )
         dropped = sum(connection.dropped for connection in hub.connections.values())
         yield CounterMetricFamily(
@@ -121,3 +122,38 @@ class _LiveCollector(Collector):
             "Messages that slow peers missed under a policy that drops",
             value=hub.messages_dropped + dropped,
         )
+
+
+class _BrokerCollector(Collector):
+    """What goes between workers."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        carrier, cluster = self._hub.carrier, self._hub.cluster
+        yield GaugeMetricFamily(
+            "authws_broker_up",
+            "Whether the broker could be reached when it was last tried",
+            value=carrier.broker.is_up,
+        )
+        yield GaugeMetricFamily(
+            "authws_workers", "Workers that live, this one too", 1 + len(cluster.others)
+        )
+        refused = CounterMetricFamily(
+            "authws_broker_messages_refused",
+            "Messages of the broker's that were not handed on, or showed a loss",
+            labels=["reason"],
+        )
+        refused.add_metric(["no_message"], carrier.broker.dropped)
+        for reason, count in tuple(carrier.refused.items()):
+            refused.add_metric([reason], count)
+        yield refused
+        recoveries = CounterMetricFamily(
+            "authws_recoveries",
+            "Times that a peer or a room had missed something, by what came of it",
+            labels=["outcome"],
+        )
+        for outcome, count in tuple(self._hub.rooms.recovered.items()):
+            recoveries.add_metric([outcome], count)
+        yield recoveries

@@ -18,6 +18,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from authws.decisions.history import DEFAULT_RULES
 from authws.decisions.origins import Origin, is_loopback
 from authws.exceptions import ConfigurationError
 
@@ -77,6 +78,7 @@ class Settings(BaseSettings):
     secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     database_url: SecretStr | None = None
     broker_url: SecretStr = SecretStr("memory://")
+    broker_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "authws"
 
     # who may come in from where
     public_origin: str = ""
@@ -130,6 +132,12 @@ class Settings(BaseSettings):
     strikes: Limit = 10
     max_rooms: Limit = 100
 
+    # rooms
+    history: Names = DEFAULT_RULES
+    history_bytes: Limit = 67_108_864
+    max_presence: Limit = 1000
+    presence_lease: Annotated[float, Field(ge=1, le=300)] = 10
+
     # slow and silent peers
     outbox_messages: Limit = 1024
     outbox_bytes: Limit = 1_048_576
@@ -144,6 +152,7 @@ class Settings(BaseSettings):
 
     # operations
     recheck_interval: Annotated[float, Field(gt=0, le=300)] = 5
+    fail_closed_after: Seconds = 60
     drain: Annotated[int, Field(ge=0)] = 20
     security_log: str = "-"
     docs: bool = True
@@ -152,6 +161,7 @@ class Settings(BaseSettings):
         "allowed_origins",
         "allowed_hosts",
         "trusted_proxies",
+        "history",
         "jwks_token_types",
         "secret_keys",
         mode="before",

@@ -109,7 +109,7 @@ async def test_what_came_in_time_and_is_taken_too_late_is_not_said() -> None:
         (connection,) = house.hub.of_subject("alice")
         house.clock.elapsed += 10
         late = messages.Publish(room="lobby", data=msgspec.Raw(b'"late"'))
-        house.hub.publish(connection, late)
+        house.hub.rooms.publish(connection, late)
         await settle()
         assert peer.ending == (1008, "token_expired")
         assert not bob.of_type("message")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from authws.brokers.memory import MemoryBroker
+from authws.live import rooms
 from authws.live.connection import MAX_IN_A_ROW, ConnectionLimits
 from tests.engine import Engine, Peer
 from tests.manual_clock import settle
@@ -25,9 +26,10 @@ class House(Engine):
         self.gate = asyncio.Event()
         self.gate.set()
         self.handed_over: list[bytes] = []
+        self._turn = asyncio.Lock()
         self.fault: Exception | None = None
         self._publish = MemoryBroker.publish
-        self.hub._broker.publish = self._carry  # type: ignore[method-assign, assignment]
+        self.hub.carrier.broker.publish = self._carry  # type: ignore[method-assign, assignment]
 
     def _carry(
         self, channel: str, data: bytes, _keep: object = None
@@ -35,18 +37,19 @@ class House(Engine):
         if self.gate.is_set():
             self._deliver(channel, data)
             return None
-        return self._carry_later(channel, data)
+        self.handed_over.append(data)
+        return asyncio.ensure_future(self._carry_later(channel, data))
 
     async def _carry_later(self, channel: str, data: bytes) -> None:
-        self.handed_over.append(data)
-        await self.gate.wait()
-        self._deliver(channel, data)
+        async with self._turn:  # in the order of the calls
+            await self.gate.wait()
+            self._deliver(channel, data)
 
     def _deliver(self, channel: str, data: bytes) -> None:
         if self.fault is not None:
             raise self.fault
-        assert isinstance(self.hub._broker, MemoryBroker)
-        self._publish(self.hub._broker, channel, data)
+        assert isinstance(self.hub.carrier.broker, MemoryBroker)
+        self._publish(self.hub.carrier.broker, channel, data)
 
     async def guest(self, subject: str, session: str = "") -> Peer:
         token = self.issue(subject, session=session or subject)
@@ -79,21 +82,24 @@ def acknowledged(peer: Peer) -> list[int]:
     return [message["id"] for message in peer.of_type("ack")]
 
 
-async def test_the_next_message_waits_for_a_broker_that_has_one() -> None:
+@pytest.mark.parametrize("at_once", [0, 2])
+async def test_the_next_message_waits_for_a_broker_that_has_many(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rooms, "MAX_UNACKNOWLEDGED", at_once)
     async with house() as here:
         alice, bob = await here.guest("alice"), await here.guest("bob")
         here.gate.clear()
-        for number in range(3):
+        for number in range(5):
             publish(alice, number)
         await settle()
-        assert len(here.handed_over) == 1
+        assert len(here.handed_over) == at_once + 1
         assert (heard(bob), acknowledged(alice)) == ([], [])
         here.gate.set()
         await settle()
-        publish(alice, 3)
+        publish(alice, 5)
         await settle()
-        assert heard(bob) == [0, 1, 2, 3]
-        assert acknowledged(alice) == [0, 1, 2, 3]
+        assert heard(bob) == acknowledged(alice) == list(range(6))
 
 
 async def test_others_do_not_wait_for_that() -> None:
@@ -123,7 +129,10 @@ async def test_a_renewal_is_taken_in_its_turn() -> None:
         assert alice.of_type("error")[0]["slug"] == "forbidden"
 
 
-async def test_nothing_behind_a_revocation_is_taken() -> None:
+async def test_nothing_behind_a_revocation_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rooms, "MAX_UNACKNOWLEDGED", 0)
     async with house() as here:
         alice, bob = await here.guest("alice"), await here.guest("bob")
         here.gate.clear()
@@ -211,7 +220,7 @@ async def test_a_wait_that_others_cancel_ends_the_connection(
         async def carry(_: str, __: bytes) -> None:
             await asyncio.shield(waits)
 
-        here.hub._broker.publish = carry  # type: ignore[method-assign, assignment]
+        here.hub.carrier.broker.publish = carry  # type: ignore[method-assign, assignment]
         publish(alice, 1)
         publish(alice, 2)
         await settle()
@@ -241,9 +250,9 @@ async def test_many_messages_at_once_leave_a_turn_to_others() -> None:
         alice, bob = await here.guest("alice"), await here.guest("bob")
         at_first: list[int] = []
         asyncio.get_running_loop().call_soon(
-            lambda: at_first.append(here.hub.messages_delivered)
+            lambda: at_first.append(here.hub.rooms.messages_delivered)
         )
-        before = here.hub.messages_delivered
+        before = here.hub.rooms.messages_delivered
         for number in range(MAX_IN_A_ROW * 3):
             publish(alice, number)
         await settle()

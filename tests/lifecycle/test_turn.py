@@ -26,14 +26,14 @@ class House(Engine):
         peer = await self.enter(token=self.issue(subject, session=subject))
         (connection,) = self.hub.of_subject(subject)
         for room in rooms:
-            await self.hub.join(connection, room)
+            await self.hub.rooms.join(connection, room)
         await settle()
         return peer, connection
 
     async def say(self, connection: Connection, room: str, data: str) -> None:
         """Publish; with the embedded broker it waits for nothing."""
         said = messages.Publish(room=room, data=msgspec.Raw(f'"{data}"'.encode()))
-        self.hub.publish(connection, said)
+        self.hub.rooms.publish(connection, said)
 
 
 @asynccontextmanager
@@ -91,7 +91,7 @@ async def test_a_newcomer_hears_what_is_said_after_and_not_before() -> None:
         carol, hers = await here.guest("carol")
         bob, his = await here.guest("bob", "lobby")
         await here.say(his, "lobby", "before")
-        await here.hub.join(hers, "lobby")
+        await here.hub.rooms.join(hers, "lobby")
         await here.say(his, "lobby", "after")
         await settle()
         assert heard(carol) == ["joined", "after"]
@@ -103,7 +103,7 @@ async def test_who_leaves_hears_what_was_said_before_and_not_after() -> None:
         carol, hers = await here.guest("carol", "lobby")
         _, his = await here.guest("bob", "lobby")
         await here.say(his, "lobby", "before")
-        await here.hub.leave(hers, "lobby")
+        await here.hub.rooms.leave(hers, "lobby")
         await here.say(his, "lobby", "after")
         await settle()
         assert heard(carol) == ["joined", "before", "left"]

@@ -204,11 +204,16 @@ async def test_open_connections_are_listed_newest_first(tmp_path: Path) -> None:
             assert one == {"total": 4, "connections": listed[:1]}
             for nobody in ("nobody", "", "alic", "alice%00"):
                 none = (await http.get(f"/admin/connections?subject={nobody}")).json()
-                assert none == {"total": 0, "connections": []}
+                assert none == {
+                    "total": 0,
+                    "connections": [],
+                    "workers": 1,
+                    "silent": 0,
+                }
         async with calling(service, headers=bearer(admin)) as http:
             await until(lambda: not service.house.hub.connections)
             none = (await http.get("/admin/connections")).json()
-            assert none == {"total": 0, "connections": []}
+            assert none == {"total": 0, "connections": [], "workers": 1, "silent": 0}
 
 
 def assert_described(service: Service, item: dict[str, Any], of: Grant) -> None:
@@ -219,6 +224,7 @@ def assert_described(service: Service, item: dict[str, Any], of: Grant) -> None:
     )
     assert item == {
         "id": connection.id,
+        "worker": service.house.hub.cluster.node,
         "subject": "alice",
         "issuer": "",
         "strategy": "query_param",

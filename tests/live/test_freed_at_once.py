@@ -20,6 +20,7 @@ import websockets
 from authws.live.connection import Connection
 from authws.service.protocols import HttpProtocol, WebSocketProtocol
 from authws.service.protocols.frames import FrameParser
+from authws.stores.sessions import Revocation
 from authws.strategies.handshake import Handshake
 from tests.running import STRATEGIES, Service, running
 
@@ -46,7 +47,7 @@ async def a_revocation(service: Service, strategy: str) -> None:
 
 
 async def _disconnect(service: Service) -> None:
-    service.house.accounts.forget("subject", "alice", service.clock.now())
+    service.house.feed.end(Revocation("subject", "alice", service.clock.now()))
 
 
 async def a_refusal(service: Service, strategy: str) -> None:

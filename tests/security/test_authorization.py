@@ -417,7 +417,7 @@ async def test_a_disabled_user_is_cut_off_and_says_no_more(
 
         async def disable() -> None:
             for one in await service.house.users.disable(name):
-                service.house.accounts.forget(one.kind, one.key, one.at)
+                service.house.feed.end(one)
 
         await service.call(disable())
         with suppress(websockets.ConnectionClosed):  # if it heard of it already

@@ -12,13 +12,15 @@ from tests.requirements import require
 
 __all__ = ["KINDS", "BrokerServer", "broker_server"]
 
-KINDS = ("redis", "nats", "rabbitmq")
+KINDS = ("redis", "redis-cluster", "redis-sentinel", "nats", "rabbitmq")
 PROGRAMS = {
     "redis": ("redis-server", "redis"),
     "nats": ("nats-server", "nats"),
     "rabbitmq": ("rabbitmq-server", "aio_pika"),
 }
-"""By kind: the program and its client library."""
+"""By the first word of a kind: the program and its client library."""
+DURABLE = {"redis": ("--appendonly", "yes", "--appendfsync", "always")}
+"""What makes a kind keep what it has; the others do by themselves."""
 
 
 class BrokerServer(Protocol):
@@ -37,11 +39,14 @@ class BrokerServer(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
 
-def broker_server(kind: str) -> BrokerServer:
-    """Return a server of this kind, to be started with ``async with``."""
-    program, client = PROGRAMS[kind]
+def broker_server(kind: str, *, is_durable: bool = False) -> BrokerServer:
+    """Return a server of this kind, to be started with ``async with``; durable, it
+    keeps what it has acknowledged when it is killed."""
+    name = kind.partition("-")[0]
+    program, client = PROGRAMS[name]
     require(kind, shutil.which(program) is not None, f"no {program} on the PATH")
     require(kind, find_spec(client) is not None, f"{client} is not installed")
-    module = import_module(f"tests.servers.{kind}")
-    make: Callable[[], BrokerServer] = getattr(module, f"{kind.capitalize()}Server")
-    return make()
+    module = import_module(f"tests.servers.{name}")
+    words = "".join(word.capitalize() for word in kind.split("-"))
+    make: Callable[..., BrokerServer] = getattr(module, f"{words}Server")
+    return make(*DURABLE.get(kind, ())) if is_durable else make()

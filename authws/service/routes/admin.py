@@ -10,7 +10,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response, status
 
-from authws.live.connection import Connection
 from authws.service.routes.auth import UnknownSessionError
 from authws.service.routes.identity import (
     AdminDependency,
@@ -47,14 +46,16 @@ async def connections(
     ] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100,
 ) -> ConnectionList:
-    """The open WebSockets of this process, the newest first."""
-    found = [
-        connection
-        for connection in reversed(house.hub.connections.values())
-        if connection.is_open and subject in (None, connection.principal.subject)
-    ]
+    """The open WebSockets of all workers, the newest first."""
+    roll = await house.roll_call.of(subject, limit)
     return ConnectionList(
-        total=len(found), connections=[_item(one) for one in found[:limit]]
+        total=roll.total,
+        connections=[
+            ConnectionItem.model_validate(one, from_attributes=True)
+            for one in roll.listed
+        ],
+        workers=roll.workers,
+        silent=roll.silent,
     )
 
 
@@ -106,19 +107,3 @@ async def end_session(
     if not await house.accounts.end_any_session(session_id, admin, client):
         raise UnknownSessionError
     return Response(status_code=status.HTTP_204_NO_CONTENT)
-
-
-def _item(connection: Connection) -> ConnectionItem:
-    principal = connection.principal
-    return ConnectionItem(
-        id=connection.id,
-        subject=principal.subject,
-        issuer=principal.issuer,
-        strategy=principal.strategy,
-        address=connection.address,
-        session=principal.session,
-        connected_at=connection.opened_at,
-        expires_at=principal.expires_at,
-        rooms=sorted(connection.rooms),
-        dropped=connection.dropped,
-    )

@@ -247,6 +247,7 @@ class SessionItem(BaseModel):
 
 CONNECTION: dict[str, Any] = {
     "id": "Zs3vK0mTqW1x",
+    "worker": "q3fUe0Vb1aM",
     "subject": "demo",
     "issuer": "",
     "strategy": "session_cookie",
@@ -268,6 +269,8 @@ class ConnectionItem(BaseModel):
     )
     id: str
     """As in its ``auth_ok`` and in the security log."""
+    worker: str
+    """The process that holds it: another id each time that it starts."""
     subject: str
     issuer: str
     """Who vouches for the subject; empty for this service itself."""
@@ -287,11 +290,19 @@ class ConnectionList(BaseModel):
 
     model_config = ConfigDict(
         use_attribute_docstrings=True,
-        json_schema_extra={"examples": [{"total": 1, "connections": [CONNECTION]}]},
+        json_schema_extra={
+            "examples": [
+                {"total": 1, "connections": [CONNECTION], "workers": 1, "silent": 0}
+            ]
+        },
     )
     total: int
     """How many there are, listed here or not."""
     connections: list[ConnectionItem]
+    workers: int
+    """How many workers answered."""
+    silent: int
+    """How many workers did not, and may hold more."""
 
 
 class Disconnected(BaseModel):
@@ -303,7 +314,7 @@ class Disconnected(BaseModel):
     )
     sessions: int
     sockets: int
-    """Of the process that answers; others end theirs when they hear of it."""
+    """On all workers that answered at once; others end theirs when they hear of it."""
 
 
 class Health(BaseModel):

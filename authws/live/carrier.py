@@ -1,0 +1,223 @@
+"""Between this worker and the broker: what goes out is sealed and numbered, and what
+comes in is believed, and in order, or not handed on.
+
+Over the embedded broker nothing leaves the process, and nothing is sealed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Awaitable, Collection
+from typing import Protocol
+
+from authws.brokers.base import Broker, Replay
+from authws.decisions.envelopes import (
+    Envelope,
+    ForgedEnvelopeError,
+    Kind,
+    Sealer,
+)
+from authws.decisions.history import Position, Retention
+from authws.exceptions import UnavailableError
+
+__all__ = ["ALL", "Carrier", "ClusterEar", "RoomsEar", "inbox"]
+
+logger = logging.getLogger("authws")
+
+ALL = "@all"
+"""The channel on which every worker hears; no room's name holds an ``@``."""
+
+
+def inbox(node: str) -> str:
+    """Return the channel on which one worker hears."""
+    return f"@{node}"
+
+
+class RoomsEar(Protocol):
+    """Is told what arrives for rooms. Its methods neither raise nor block."""
+
+    def message(self, room: str, body: bytes, position: Position | None) -> None:
+        """Take a room's message."""
+
+    def change(self, room: str, node: str, body: bytes) -> None:
+        """Take a change of who is in a room by way of another worker."""
+
+    def interrupted(self, rooms: Collection[str]) -> None:
+        """Hear that in these rooms something may be missing."""
+
+
+class ClusterEar(Protocol):
+    """Is told what workers say. Its methods neither raise nor block."""
+
+    def hear(self, node: str, body: bytes) -> None:
+        """Take what another worker says."""
+
+    def missed(self) -> None:
+        """Hear that something that workers said may be missing."""
+
+
+class Carrier:
+    """Sends for this worker, and listens for it."""
+
+    def __init__(self, broker: Broker, keys: Collection[bytes]) -> None:
+        """``keys`` are the service's secrets, the newest first."""
+        self.broker = broker
+        self.node = secrets.token_urlsafe(8)
+        """This worker's id, another one each time that it starts."""
+        self.refused: Counter[str] = Counter()
+        """What was not handed on, by why."""
+        self._sealer = Sealer(tuple(keys)) if broker.crosses_processes else None
+        self._sent: dict[str, int] = {}
+        """By channel: the number of what was sent last."""
+        self._heard: dict[str, dict[str, int]] = {}
+        """By channel and worker: the number of what was heard last."""
+        self._rooms: RoomsEar | None = None
+        self._cluster: ClusterEar | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there may be other workers."""
+        return self._sealer is not None
+
+    async def start(self, rooms: RoomsEar, cluster: ClusterEar) -> None:
+        """Begin to hand on what arrives."""
+        self._rooms, self._cluster = rooms, cluster
+        await self.broker.start(self)
+
+    async def subscribe(self, channel: str, keep: Retention | None = None) -> None:
+        """Hear what is said on a channel.
+
+        Raises:
+            UnavailableError: the broker cannot be reached.
+        """
+        self._heard[channel] = {}
+        try:
+            await self.broker.subscribe(channel, keep)
+        except UnavailableError:
+            del self._heard[channel]
+            raise
+
+    async def unsubscribe(self, channel: str) -> None:
+        """Hear it no longer."""
+        self._sent.pop(channel, None)
+        self._heard.pop(channel, None)
+        await self.broker.unsubscribe(channel)
+
+    def send(
+        self, channel: str, kind: Kind, body: bytes, keep: Retention | None = None
+    ) -> Awaitable[None] | None:
+        """Say something on a channel, in the order of the calls.
+
+        Raises:
+            UnavailableError: here or where it is awaited.
+        """
+        if self._sealer is None:
+            return self.broker.publish(channel, body, keep)
+        number = 0  # what is kept has a position instead
+        if keep is None:
+            number = self._sent[channel] = self._sent.get(channel, 0) + 1
+        sealed = self._sealer.seal(channel, Envelope(kind, self.node, number, body))
+        return self.broker.publish(channel, sealed, keep)
+
+    def tell(self, channel: str, kind: Kind, body: bytes) -> None:
+        """Say something that heals if it is lost: nobody waits for it."""
+        try:
+            handed_over = self.send(channel, kind, body)
+        except UnavailableError:
+            return
+        if handed_over is not None:
+            asyncio.ensure_future(handed_over).add_done_callback(_let_be)
+
+    async def replay(
+        self, channel: str, keep: Retention, since: Position | None
+    ) -> Replay:
+        """Return what a room kept since a position, opened; what is not genuine is
+        left out.
+
+        Raises:
+            UnavailableError: the broker cannot be reached.
+        """
+        replay = await self.broker.replay(channel, keep, since)
+        if self._sealer is None:
+            return replay
+        messages = tuple(
+            (position, envelope.body)
+            for position, data in replay.messages
+            if (envelope := self._open(channel, data)) is not None
+            and envelope.kind == Kind.MESSAGE
+        )
+        return replay._replace(messages=messages)
+
+    def forget(self, node: str) -> None:
+        """Hear that a worker has ended."""
+        self._sent.pop(inbox(node), None)
+        for heard in self._heard.values():
+            heard.pop(node, None)
+
+    # ------------------------------------------------------------ what the broker tells
+
+    def deliver(self, channel: str, data: bytes, position: Position | None) -> None:
+        rooms, cluster = self._rooms, self._cluster
+        assert rooms is not None  # noqa: S101 - it listens since ``start``
+        assert cluster is not None  # noqa: S101
+        if self._sealer is None:
+            rooms.message(channel, data, position)
+            return
+        envelope = self._open(channel, data)
+        if envelope is None:
+            return
+        if position is None and not self._is_next(channel, envelope):
+            return
+        if envelope.kind == Kind.CLUSTER:
+            if envelope.node != self.node and channel.startswith("@"):
+                cluster.hear(envelope.node, envelope.body)
+        elif channel.startswith("@"):
+            self.refused["misplaced"] += 1
+        elif envelope.kind == Kind.MESSAGE:
+            rooms.message(channel, envelope.body, position)
+        elif envelope.node != self.node:
+            rooms.change(channel, envelope.node, envelope.body)
+
+    def interrupted(self, channels: Collection[str]) -> None:
+        assert self._rooms is not None  # noqa: S101
+        assert self._cluster is not None  # noqa: S101
+        for channel in channels:
+            if channel in self._heard:
+                self._heard[channel] = {}  # a count that goes on is no gap again
+        rooms = [name for name in channels if not name.startswith("@")]
+        if rooms:
+            self._rooms.interrupted(rooms)
+        if len(rooms) < len(channels):
+            self._cluster.missed()
+
+    def _open(self, channel: str, data: bytes) -> Envelope | None:
+        assert self._sealer is not None  # noqa: S101 - the caller looked
+        try:
+            return self._sealer.open(channel, data)
+        except ForgedEnvelopeError:
+            self.refused["forged"] += 1
+            return None
+
+    def _is_next(self, channel: str, envelope: Envelope) -> bool:
+        """Tell whether this is to be handed on; say first if something is missing."""
+        heard = self._heard.get(channel)
+        if heard is None:  # left a moment ago
+            return False
+        last = heard.get(envelope.node)
+        number = envelope.number
+        if last is not None and 1 < number <= last:
+            self.refused["doubled"] += 1
+            return False
+        if last is not None and number > last + 1:
+            self.refused["missed"] += 1
+            self.interrupted((channel,))
+        self._heard[channel][envelope.node] = number
+        return True
+
+
+def _let_be(task: asyncio.Future[None]) -> None:
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,244 @@
+"""Who is in a room, whichever worker they came in by.
+
+Each worker tells the others of a room who came first or left last by way of it, and
+each such change has a number. A worker that opens a room, or sees that a number is
+missing, asks. So who is where is kept in no one place, and what a worker told of ends
+with its lease.
+
+Costs: a join or leave is one message to the workers of that room; a room's first member
+on a worker is one question to all workers, in one message with all that are asked in
+the same turn of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from authws.decisions import gossip
+from authws.decisions.envelopes import Kind
+from authws.live.carrier import Carrier
+from authws.live.cluster import Cluster
+from authws.live.room import Elsewhere, Room
+
+__all__ = ["Presence"]
+
+ASKED_AT_ONCE = 500
+"""Rooms in one question: their names fit into 64 KiB."""
+
+Tell = Callable[[Room, str, str], None]
+"""Tells a room's members here that a subject ``joined`` or ``left``."""
+
+
+class Presence:
+    """Keeps what workers tell about who is in the rooms that are open here."""
+
+    def __init__(
+        self,
+        rooms: Mapping[str, Room],
+        carrier: Carrier,
+        cluster: Cluster,
+        tell: Tell,
+    ) -> None:
+        self._rooms = rooms
+        self._carrier = carrier
+        self._cluster = cluster
+        self._tell = tell
+        self._changes = 0
+        """Of all rooms by way of this worker: a change's number is its version."""
+        self._next: dict[str, None] = {}
+        """The rooms that the next question is about."""
+        self._question: asyncio.Future[None] | None = None
+        self._asking: set[asyncio.Task[None]] = set()
+        cluster.on(gossip.Ask, self._answer)
+        cluster.on(gossip.Answer, self._take)
+        cluster.on_arrived.append(self._ask_newcomer)
+        cluster.on_gone.append(self._forget)
+
+    # ------------------------------------------------------------- what happens here
+
+    @staticmethod
+    def members(room: Room) -> set[str]:
+        """Return who is in a room."""
+        found = set(room.subjects)
+        for elsewhere in room.elsewhere.values():
+            found |= elsewhere.subjects
+        return found
+
+    def arrive(self, room: Room, subject: str) -> None:
+        """Note one more connection of a subject, and tell who has to know."""
+        is_first_here = subject not in room.subjects
+        if is_first_here:
+            if not _is_elsewhere(room, subject):
+                self._tell(room, subject, "joined")
+            self._note_change(room, subject, is_here=True)
+        room.subjects[subject] += 1
+
+    def leave(self, room: Room, subject: str) -> None:
+        """Note one connection less, and tell who has to know."""
+        room.subjects[subject] -= 1
+        if room.subjects[subject] > 0:
+            return
+        del room.subjects[subject]
+        self._note_change(room, subject, is_here=False)
+        if not _is_elsewhere(room, subject):
+            self._tell(room, subject, "left")
+
+    def _note_change(self, room: Room, subject: str, *, is_here: bool) -> None:
+        self._changes += 1
+        before, room.version = room.version, self._changes
+        if self._carrier.is_shared:
+            change = gossip.Change(before, room.version, subject, is_here)
+            self._carrier.tell(room.name, Kind.PRESENCE, gossip.encode(change))
+
+    # ------------------------------------------------------------------------- asking
+
+    async def learn(self, name: str) -> None:
+        """Ask all workers who is in a room; returns once those who live have told."""
+        if not self._cluster.others:
+            return
+        if self._question is None:
+            loop = asyncio.get_running_loop()
+            self._question = loop.create_future()
+            loop.call_soon(self._ask)
+        self._next[name] = None
+        await asyncio.shield(self._question)
+
+    def learn_again(self, names: Iterable[str]) -> None:
+        """Ask all workers about rooms of which something may have been missed."""
+        for some in _batches(names):
+            self._start(self._ask_about(some, None))
+
+    def _ask(self) -> None:
+        names, self._next = self._next, {}
+        question, self._question = self._question, None
+        assert question is not None  # noqa: S101 - it is what was scheduled
+        self._start(self._settle(question, list(_batches(names))))
+
+    async def _settle(
+        self, question: asyncio.Future[None], batches: list[list[str]]
+    ) -> None:
+        try:
+            await asyncio.gather(*(self._ask_about(some, None) for some in batches))
+        finally:
+            if not question.done():
+                question.set_result(None)
+
+    async def _ask_about(self, names: list[str], node: str | None) -> None:
+        await self._cluster.ask(
+            lambda number: gossip.Ask(number, names),
+            nodes=None if node is None else frozenset({node}),
+        )
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    def _ask_newcomer(self, node: str) -> None:
+        for some in _batches(self._rooms):
+            self._start(self._ask_about(some, node))
+
+    # ------------------------------------------------------------ what others tell
+
+    def change(self, name: str, node: str, body: bytes) -> None:
+        """Take a change that another worker tells of."""
+        room = self._rooms.get(name)
+        if room is None:
+            return
+        change = gossip.decode_change(body)
+        known = room.elsewhere.get(node)
+        if known is None:
+            known = room.elsewhere[node] = Elsewhere()
+        if change.version <= known.version:
+            return
+        if change.before in (0, known.version):
+            if change.before == 0:  # it has just opened the room: nobody was there
+                self._replace(room, known, ())
+            known.version = change.version
+            self._apply(room, known, change.subject, is_here=change.is_here)
+        else:
+            self._ask_for(room, node, known, change.version)
+
+    def _answer(self, node: str, ask: gossip.Ask) -> None:
+        rosters = {
+            name: gossip.Roster(room.version, list(room.subjects))
+            for name in ask.rooms
+            if (room := self._rooms.get(name)) is not None and room.subjects
+        }
+        answer = gossip.Answer(ask.id, self._changes, ask.rooms, rosters)
+        self._cluster.tell(node, answer)
+
+    def _take(self, node: str, answer: gossip.Answer) -> None:
+        for name in answer.rooms:
+            room = self._rooms.get(name)
+            if room is not None:
+                self._compare(room, node, answer.as_of, answer.rosters.get(name))
+        self._cluster.answered(answer.id, node, None)
+
+    def _compare(
+        self, room: Room, node: str, as_of: int, roster: gossip.Roster | None
+    ) -> None:
+        known = room.elsewhere.get(node)
+        if known is None:
+            if roster is None:
+                return
+            known = room.elsewhere[node] = Elsewhere()
+        if known.version <= as_of:  # else it was asked before what came since
+            self._replace(room, known, roster.subjects if roster else ())
+            known.version = roster.version if roster else as_of
+        wanted, known.asked_for = known.asked_for, 0
+        if wanted > as_of:
+            self._ask_for(room, node, known, wanted)
+
+    def _ask_for(self, room: Room, node: str, known: Elsewhere, version: int) -> None:
+        """Ask a worker again, unless it has been: a change is missing here."""
+        is_asked = bool(known.asked_for)
+        known.asked_for = max(known.asked_for, version)
+        if not is_asked:
+            self._start(self._ask_about([room.name], node))
+
+    def _replace(self, room: Room, known: Elsewhere, subjects: Iterable[str]) -> None:
+        now = set(subjects)
+        for subject in known.subjects - now:
+            self._apply(room, known, subject, is_here=False)
+        for subject in now - known.subjects:
+            self._apply(room, known, subject, is_here=True)
+
+    def _forget(self, node: str) -> None:
+        for room in tuple(self._rooms.values()):
+            known = room.elsewhere.get(node)
+            if known is not None:
+                self._replace(room, known, ())
+                del room.elsewhere[node]
+
+    def _apply(
+        self, room: Room, known: Elsewhere, subject: str, *, is_here: bool
+    ) -> None:
+        """Change who is here by way of another worker; tell it if that is news."""
+        if is_here == (subject in known.subjects):
+            return
+        if is_here:
+            is_news = not _is_anywhere(room, subject)
+            known.subjects.add(subject)
+        else:
+            known.subjects.discard(subject)
+            is_news = not _is_anywhere(room, subject)
+        if is_news:
+            self._tell(room, subject, "joined" if is_here else "left")
+
+
+def _is_elsewhere(room: Room, subject: str) -> bool:
+    return any(subject in known.subjects for known in room.elsewhere.values())
+
+
+def _is_anywhere(room: Room, subject: str) -> bool:
+    return subject in room.subjects or _is_elsewhere(room, subject)
+
+
+def _batches(names: Iterable[str]) -> Iterator[list[str]]:
+    rest = iter(tuple(names))
+    while some := list(islice(rest, ASKED_AT_ONCE)):
+        yield some

@@ -1,0 +1,124 @@
+"""A broker that several workers of one test share, and that fails when told to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from authws.brokers.base import Listener, Replay
+from authws.brokers.shelf import Shelf
+from authws.decisions.history import Position, Retention
+from authws.exceptions import UnavailableError
+
+__all__ = ["Bus", "BusBroker"]
+
+
+class Bus:
+    """Carries in the next turn of the event loop, in order."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.shelf = Shelf("first", 0, now)
+        self.brokers: list[BusBroker] = []
+        self.sent: list[tuple[str, bytes]] = []
+        """All that was published."""
+        self._now = now
+
+    def broker(self) -> BusBroker:
+        made = BusBroker(self)
+        self.brokers.append(made)
+        return made
+
+    def forget_all(self) -> None:
+        """Lose the memory, as a broker does that kept nothing on disk."""
+        self.shelf = Shelf("another", 0, self._now)
+
+    def carry(self, channel: str, data: bytes, position: Position | None) -> None:
+        self.sent.append((channel, data))
+        for broker in self.brokers:
+            broker.arrive(channel, data, position)
+
+
+class BusBroker:
+    """One worker's client."""
+
+    crosses_processes = True
+    dropped = 0
+
+    def __init__(self, bus: Bus) -> None:
+        self.is_up = False
+        self.channels: set[str] = set()
+        self.lost = 0
+        """How many of the messages to come are lost on their way here."""
+        self.gate = asyncio.Event()
+        self.gate.set()
+        """While it is closed, no publish ends and no replay returns."""
+        self.replays = 0
+        self._bus = bus
+        self._listener: Listener | None = None
+
+    async def start(self, listener: Listener) -> None:
+        self._listener = listener
+        self.is_up = True
+
+    async def subscribe(self, channel: str, keep: Retention | None = None) -> None:
+        self._demand()
+        self.channels.add(channel)
+        await asyncio.sleep(0)
+
+    async def unsubscribe(self, channel: str) -> None:
+        self.channels.discard(channel)
+
+    def publish(
+        self, channel: str, data: bytes, keep: Retention | None = None
+    ) -> Awaitable[None]:
+        self._demand()
+        position = self._bus.shelf.append(channel, data, keep) if keep else None
+        self._bus.carry(channel, data, position)
+        return self._end()
+
+    async def replay(
+        self, channel: str, keep: Retention, since: Position | None
+    ) -> Replay:
+        self._demand()
+        self.replays += 1
+        replay = self._bus.shelf.replay(channel, keep, since)
+        await self._end()
+        self._demand()
+        return replay
+
+    async def ping(self) -> bool:
+        return self.is_up
+
+    async def stop(self) -> None:
+        self.is_up = False
+        self._bus.brokers.remove(self)
+
+    def arrive(self, channel: str, data: bytes, position: Position | None) -> None:
+        asyncio.get_running_loop().call_soon(self._deliver, channel, data, position)
+
+    def cut(self) -> None:
+        """Lose the connection."""
+        self.is_up = False
+
+    def mend(self) -> None:
+        """Have it again, everything subscribed again."""
+        self.is_up = True
+        assert self._listener is not None
+        self._listener.interrupted(tuple(self.channels))
+
+    def _deliver(self, channel: str, data: bytes, position: Position | None) -> None:
+        if not self.is_up or channel not in self.channels:
+            return
+        if self.lost:
+            self.lost -= 1
+            return
+        assert self._listener is not None
+        self._listener.deliver(channel, data, position)
+
+    def _demand(self) -> None:
+        if not self.is_up:
+            raise UnavailableError("the bus is cut")
+
+    async def _end(self) -> None:
+        await self.gate.wait()
+        await asyncio.sleep(0)
