@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path("data")
     secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     database_url: SecretStr | None = None
+    database_pool: Annotated[int, Field(ge=1, le=100)] = 5
     broker_url: SecretStr = SecretStr("memory://")
     broker_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "authws"
 
