@@ -15,7 +15,8 @@ run: install
 test: install-dev test-needs
 	$(BIN)/python -m pytest
 
-# PostgreSQL, Node and Chromium, and the Node client; see the scripts for who may what.
+# PostgreSQL, the brokers, Node and Chromium, and the Node client; see the scripts for
+# who may what.
 test-needs:
 	@sh scripts/system_packages.sh
 	@sh scripts/node_packages.sh

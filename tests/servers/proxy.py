@@ -27,6 +27,8 @@ class Proxy:
         self._open = asyncio.Event()
         self._open.set()
         self._is_cut = False
+        self._left: int | None = None
+        """How many bytes the server may still answer before it is cut."""
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -54,6 +56,16 @@ class Proxy:
         self._is_cut = True
         for writer in tuple(self._writers):
             writer.transport.abort()
+
+    def cut_once(self) -> None:
+        """End every connection, and let new ones through."""
+        self.cut()
+        self.mend()
+
+    def cut_after(self, count: int) -> None:
+        """The same, once so many more bytes came from the server: as a rule that is in
+        the middle of a frame."""
+        self._left = count
 
     def mend(self) -> None:
         """Let everything through again."""
@@ -83,7 +95,7 @@ class Proxy:
                 self._writers.add(there[1])
                 both = [
                     asyncio.create_task(self._pump(reader, there[1])),
-                    asyncio.create_task(self._pump(there[0], writer)),
+                    asyncio.create_task(self._pump(there[0], writer, answers=True)),
                 ]
                 self._tasks.update(both)
                 await asyncio.gather(*both, return_exceptions=True)
@@ -94,7 +106,11 @@ class Proxy:
             writer.close()
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        answers: bool = False,
     ) -> None:
         loop = asyncio.get_running_loop()
         waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(1024)
@@ -112,6 +128,13 @@ class Proxy:
                 await self._open.wait()
                 if not chunk:
                     break
+                if answers and self._left is not None:
+                    writer.write(chunk[: self._left])
+                    self._left -= len(chunk)
+                    if self._left <= 0:
+                        self._left = None
+                        self.cut_once()
+                    continue
                 writer.write(chunk)
                 await writer.drain()
         except OSError:
