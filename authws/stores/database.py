@@ -2,7 +2,7 @@
 
 Everything that the two do differently is said here, so that the stores speak one SQL:
 how a transaction begins, how an insert can succeed once, how two that look before they
-write take turns, and how a failure is named.
+write take turns, and how a failure is named; their URLs are read in ``urls``.
 Whatever fails here leaves as UnavailableError, because a decision that cannot be read
 must be refused (fail closed), never guessed.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -28,24 +29,31 @@ from sqlalchemy import (
     Table,
     bindparam,
     event,
-    make_url,
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from authws.exceptions import ConfigurationError, UnavailableError
 from authws.stores.circuit_breaker import CircuitBreaker
+from authws.stores.urls import is_sqlite, libpq_parameters, parse
 
 try:
-    from asyncpg import InterfaceError, InternalClientError, PostgresError
+    from asyncpg import (
+        ClientConfigurationError,
+        InterfaceError,
+        InternalClientError,
+        PostgresError,
+    )
 except ImportError:  # the extra authws[postgres] is not installed
     DRIVER_ERRORS: tuple[type[Exception], ...] = ()
+    MISCONFIGURED: tuple[type[Exception], ...] = ()
 else:
     # A refused login or a server that is just starting reaches us unwrapped.
     DRIVER_ERRORS = (InterfaceError, InternalClientError, PostgresError)
+    MISCONFIGURED = (ClientConfigurationError,)
 
 __all__ = [
     "CHORE_SECONDS",
@@ -53,7 +61,6 @@ __all__ = [
     "hold",
     "insert_once",
     "migrate",
-    "sqlite_file",
 ]
 
 FAILURES: tuple[type[Exception], ...] = (SQLAlchemyError, OSError, *DRIVER_ERRORS)
@@ -73,14 +80,6 @@ MIGRATION_SECONDS = 60.0
 MIGRATION_LOCK = 0x61757468
 """Names our advisory lock on PostgreSQL: "auth" in ASCII."""
 
-DRIVERS = {
-    "sqlite": "sqlite+aiosqlite",
-    "sqlite+aiosqlite": "sqlite+aiosqlite",
-    "postgres": "postgresql+asyncpg",
-    "postgresql": "postgresql+asyncpg",
-    "postgresql+asyncpg": "postgresql+asyncpg",
-}
-
 
 class Database:
     """An async engine whose transactions end in a commit, an error, or neither.
@@ -95,15 +94,15 @@ class Database:
     """
 
     def __init__(self, url: str, *, pool: int = POOL) -> None:
-        parsed = _parse(url)
-        self._is_sqlite = _is_sqlite(parsed)
+        self._url = parse(url)
+        self._is_sqlite = is_sqlite(self._url)
         self._reading = self._writing = CircuitBreaker(asyncio.Semaphore(pool))
         if self._is_sqlite:
             # It has one writer at a time. Queueing here is fair and costs nothing;
             # queueing in its busy handler polls, and gives up on the unlucky.
             self._writing = CircuitBreaker(asyncio.Semaphore(1))
             pool += 1
-        self._engine = _engine(parsed, pool)
+        self._engine = _engine(self._url, pool)
         self._writer = self._engine.execution_options(authws_writes=True)
 
     @asynccontextmanager
@@ -159,7 +158,7 @@ class Database:
             await self._engine.dispose()
 
     def __repr__(self) -> str:
-        return f"Database({self._engine.url.render_as_string(hide_password=True)!r})"
+        return f"Database({self._url.render_as_string(hide_password=True)!r})"
 
 
 async def insert_once(
@@ -203,22 +202,12 @@ def migrate(url: str) -> None:
     several processes start at once, one migrates and the others wait for it.
 
     Raises:
-        ConfigurationError: as for ``Database``.
+        ConfigurationError: as for ``Database``; or a newer release made the tables.
         UnavailableError: the database cannot be reached, or refused.
     """
-    parsed = _parse(url)
+    parsed = parse(url)
     with ThreadPoolExecutor(max_workers=1) as thread:  # a loop of its own, in a thread
         thread.submit(lambda: asyncio.run(_migrate(parsed))).result()
-
-
-def sqlite_file(url: str) -> Path | None:
-    """Return the file of an SQLite database; None for another kind.
-
-    Raises:
-        ConfigurationError: as for ``Database``.
-    """
-    parsed = _parse(url)
-    return Path(parsed.database or "") if _is_sqlite(parsed) else None
 
 
 async def _migrate(url: URL) -> None:
@@ -233,6 +222,11 @@ async def _migrate(url: URL) -> None:
                 raise UnavailableError(_describe(error)) from error
         except FAILURES as error:
             raise UnavailableError(_describe(error)) from error
+        except CommandError as error:  # it names a revision that we do not have
+            raise ConfigurationError(
+                "the database was made by a newer authws than this one; run that one, "
+                "or restore a backup"
+            ) from error
         await asyncio.sleep(0.1)
 
 
@@ -276,41 +270,19 @@ def _failures() -> Iterator[None]:
 
 def _describe(error: Exception) -> str:
     """Name a failure without its SQL, whose parameters may be anyone's data."""
-    return f"database: {type(getattr(error, 'orig', None) or error).__name__}"
-
-
-def _parse(text: str) -> URL:
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        # The cause may quote the URL, password and all: it stays behind.
-        raise ConfigurationError("the database URL is not a URL") from None
-    driver = DRIVERS.get(url.drivername)
-    if driver is None:
-        raise ConfigurationError(
-            "the database URL must start with sqlite:/// or postgresql://, "
-            f"not {url.drivername!r:.40}"
-        )
-    url = url.set(drivername=driver)
-    if _is_sqlite(url) and url.database in {None, "", ":memory:"}:
-        raise ConfigurationError(
-            "the SQLite database must be a file: sqlite:////path/to/authws.db"
-        )
-    if "sslmode" in url.query:  # libpq's name, which people paste; asyncpg says ssl
-        mode = url.query["sslmode"]
-        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
-    return url
-
-
-def _is_sqlite(url: URL) -> bool:
-    return url.get_backend_name() == "sqlite"
+    orig: BaseException | None = getattr(error, "orig", None)
+    cause = error if orig is None else orig.__cause__ or orig
+    if isinstance(cause, MISCONFIGURED):  # a sentence about the URL's parameters
+        return f"database: {cause}"
+    return f"database: {type(cause).__name__}"
 
 
 def _engine(url: URL, pool: int) -> AsyncEngine:
     # all stay open: to connect costs more than to ask
     size = {"pool_size": pool, "max_overflow": 0}
-    if _is_sqlite(url):
+    if is_sqlite(url):
         return _sqlite_engine(url, size)
+    url, dsn = libpq_parameters(url)
     try:
         return create_async_engine(
             url,
@@ -323,6 +295,7 @@ def _engine(url: URL, pool: int) -> AsyncEngine:
             connect_args={
                 "timeout": CONNECT_SECONDS,
                 "command_timeout": CHORE_SECONDS,
+                "dsn": dsn,
             },
         )
     except ImportError:
