@@ -29,7 +29,7 @@ from authws.service import doctor
 from authws.service.settings import Settings
 from tests.brokers.peers import Peer
 from tests.grants import enter, grant, hear, say, until
-from tests.running import Service, running
+from tests.running import Service, free_port, running
 from tests.servers.brokers import BrokerServer, broker_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -229,6 +229,26 @@ async def test_the_brokers_password_is_in_no_log_metric_or_answer(
     shown += [record.getMessage() for record in scene.one.records]
     shown.append(repr(scene.one.house.settings))
     assert not [text for text in shown if password in text]
+
+
+@pytest.mark.parametrize("case", ["BRK-07"])
+async def test_a_service_starts_without_its_broker_and_says_that_it_is_not_ready(
+    tmp_path: Path, kind: str, case: str
+) -> None:
+    scheme = {"redis": "redis", "nats": "nats", "rabbitmq": "amqp"}[kind]
+    nobody = f"{scheme}://user:{secrets.token_urlsafe(12)}@127.0.0.1:{free_port()}"
+    async with running(tmp_path, broker_url=nobody) as service:
+        await service.add_user("alice")
+        async with service.http() as http:
+            assert (await http.get("/healthz")).status_code == 200
+            ready = await http.get("/readyz")
+            assert (ready.status_code, ready.json()["broker"]) == (503, "unreachable")
+        alice = await grant(service, "query-param")
+        async with enter(service, "/ws/query-param", alice) as peer:
+            await say(peer, type="join", room="lobby")
+            assert (await hear(peer))["slug"] == "unavailable"
+            await say(peer, type="ping", id=1)
+            assert (await hear(peer))["type"] == "pong"
 
 
 UNSAFE = {
