@@ -12,20 +12,9 @@ have nats-server || missing="$missing nats-server"
 have_nchan || missing="$missing nginx libnginx-mod-nchan"
 have node && have npm || missing="$missing nodejs npm"
 
-if [ -n "$missing" ] && [ -f /etc/debian_version ] && [ "$(id -u)" = 0 ]; then
-  echo "installing for the benchmarks:$missing"
-  # Debian starts what it installs, on the ports of all interfaces: not here.
-  policy=/usr/sbin/policy-rc.d
-  if [ ! -e "$policy" ]; then
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod +x "$policy"
-    trap 'rm -f "$policy"' EXIT
-  fi
-  export DEBIAN_FRONTEND=noninteractive
-  # shellcheck disable=SC2086  # a list of names, on purpose
-  apt-get update -qq </dev/null &&
-    apt-get install -y -qq --no-install-recommends $missing </dev/null >/dev/null
-fi
+# shellcheck disable=SC2086  # a list of names, on purpose
+[ -z "$missing" ] ||
+  sh "$(dirname "$0")/debian_install.sh" "the benchmarks" $missing
 
 have cc || echo "*** no benchmark can run (no C compiler; install gcc libc6-dev)" >&2
 have nats-server || echo "*** LEFT OUT: nats-server (install nats-server)" >&2

@@ -265,12 +265,13 @@ class Engine:
         auth_timeout: float = 5.0,
         clock: ManualClock | None = None,
         broker: Broker | None = None,
+        keys: Sequence[bytes] = (b"one secret",),
         **hub: Any,
     ) -> None:
         self.clock = clock or ManualClock()
         self.revocations: list[float] = []
         self.hub = Hub(
-            Carrier(broker or MemoryBroker(clock=self.clock), (b"one secret",)),
+            Carrier(broker or MemoryBroker(clock=self.clock), keys),
             clock=self.clock,
             on_revoked=self.revocations.append,
             **hub,
@@ -312,13 +313,20 @@ class Engine:
         session: str = "s1",
         ttl: float = 900.0,
         scopes: Sequence[str] = ("join:*", "publish:*"),
+        issuer: str = "",
     ) -> str:
         """Return a token that the authority believes."""
         self._issued += 1
         token = f"token{self._issued}"
         now = self.clock.now()
         self.authority.known[token] = Principal(
-            subject, frozenset(scopes), now + ttl, session, "", authenticated_at=now
+            subject,
+            frozenset(scopes),
+            now + ttl,
+            session,
+            "",
+            authenticated_at=now,
+            issuer=issuer,
         )
         return token
 

@@ -1,4 +1,4 @@
-"""Carrying messages from whoever publishes to whoever subscribed: one file a broker."""
+"""Carrying messages from whoever publishes to whoever subscribed; a module a broker."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ __all__ = ["Shelf"]
 
 OVERHEAD = 160
 """Bytes that a message costs beyond its own, measured on CPython 3.11."""
+CHANNEL_OVERHEAD = 920
+"""Bytes that a channel costs beyond its name, with nothing in it; measured there."""
 MAX_CHANNELS = 100_000
 """Channels whose place is remembered, with nothing of them kept any more."""
 
@@ -77,6 +79,7 @@ class Shelf:
         kept = self._channels.get(channel)
         if kept is None:
             kept = self._channels[channel] = _Channel(self._forgotten)
+            self.size += len(channel) + CHANNEL_OVERHEAD
         else:
             self._channels.move_to_end(channel)
         return kept
@@ -93,7 +96,8 @@ class Shelf:
         self.size -= len(data) + OVERHEAD
 
     def _forget_oldest(self) -> None:
-        _, kept = self._channels.popitem(last=False)
+        channel, kept = self._channels.popitem(last=False)
+        self.size -= len(channel) + CHANNEL_OVERHEAD
         while kept.messages:
             self._drop_first(kept)
         # whoever comes to this channel again begins above all that anybody may hold

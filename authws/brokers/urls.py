@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from authws.exceptions import ConfigurationError
 
@@ -30,6 +32,13 @@ OPTIONS = {
 }
 """What may stand behind the question mark."""
 
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,19}", re.IGNORECASE)
+# urlsplit takes one host, and what it makes of several depends on Python's version
+_HOST = re.compile(
+    r"(?:\[(?P<ip6>[^\[\]]+)\]|(?P<name>[a-z0-9._-]+))(?::(?P<port>\d{1,5}))?",
+    re.ASCII | re.IGNORECASE,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerUrl:
@@ -52,38 +61,39 @@ class BrokerUrl:
         Raises:
             ConfigurationError: with what is wrong, and never with the URL itself.
         """
-        scheme, found, _ = text.partition("://")
+        scheme, found, rest = text.strip().partition("://")
         if not found or scheme.lower() not in SCHEMES:
+            # what is no scheme may be a password that stands in the wrong place
+            is_one = found and _SCHEME.fullmatch(scheme)
             raise ConfigurationError(
                 "AUTHWS_BROKER_URL: there are "
                 + ", ".join(f"{name}://" for name in SCHEMES)
-                + f", and not {scheme if found else ''!r:.20}"
+                + (f", and not {scheme}://" if is_one else "")
             )
         kind, is_tls, port = SCHEMES[scheme.lower()]
-        try:
-            parts = urlsplit(text)
-            pairs = parse_qsl(
-                parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)
-            )
-        except ValueError:
-            raise ConfigurationError("AUTHWS_BROKER_URL is not a URL") from None
-        options = dict(pairs)
-        unknown = sorted(options.keys() - OPTIONS[kind])
-        if unknown or len(pairs) != len(options):
-            known = ", ".join(sorted(OPTIONS[kind])) or "none"
+        rest, _, query = rest.partition("?")
+        authority, _, path = rest.partition("/")
+        if "@" in path:
             raise ConfigurationError(
-                f"AUTHWS_BROKER_URL: after the question mark {kind} takes {known}, "
-                "each once"
+                "AUTHWS_BROKER_URL: an @ behind the hosts; in a password write / as "
+                "%2F and ? as %3F, in a path @ as %40"
             )
-        userinfo, _, hosts = parts.netloc.rpartition("@")
+        options = _options(kind, query)
+        is_tls = is_tls or options.get("tls") in {"1", "true"}
+        if not is_tls and {"ca", "cert", "key"} & options.keys():
+            raise ConfigurationError(
+                "AUTHWS_BROKER_URL: ca, cert and key are for TLS, and this is without "
+                "(with it: rediss://, tls://, amqps://)"
+            )
+        userinfo, _, hosts = authority.rpartition("@")
         username, _, password = userinfo.partition(":")
         return cls(
             kind=kind,
             hosts=tuple(_host(host, port) for host in hosts.split(",")) if port else (),
             username=unquote(username),
             password=unquote(password),
-            path=unquote(parts.path.removeprefix("/")),
-            is_tls=is_tls or options.get("tls", "") in {"1", "true"},
+            path=unquote(path),
+            is_tls=is_tls,
             options=options,
         )
 
@@ -125,17 +135,44 @@ class BrokerUrl:
         return Path(name) if name else None
 
 
-def _host(text: str, port: int) -> tuple[str, int]:
+def _options(kind: str, query: str) -> dict[str, str]:
     try:
-        parts = urlsplit(f"//{text}")
-        name, given = parts.hostname, parts.port
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:
-        name, given = None, None
-    if not name:
+        pairs = [("", "")]
+    options = dict(pairs)
+    is_each_once = len(pairs) == len(options) and all(options.values())
+    if not (is_each_once and options.keys() <= OPTIONS[kind]):
+        known = ", ".join(sorted(OPTIONS[kind])) or "nothing"
         raise ConfigurationError(
-            "AUTHWS_BROKER_URL: a host is missing, or its port is no number"
+            f"AUTHWS_BROKER_URL: after the question mark {kind} takes {known}; each "
+            "at most once, as name=value"
         )
-    return name, given or port
+    if options.get("tls", "0") not in {"0", "1", "false", "true"}:
+        raise ConfigurationError("AUTHWS_BROKER_URL: tls is 1 or 0")
+    if "key" in options and "cert" not in options:
+        raise ConfigurationError("AUTHWS_BROKER_URL: a key goes with its cert")
+    return options
+
+
+def _host(text: str, port: int) -> tuple[str, int]:
+    match = _HOST.fullmatch(text)
+    given = port if match is None else int(match["port"] or port)
+    if match is None or not 0 < given < 2**16:
+        raise _no_host()
+    if match["name"]:
+        return match["name"].lower(), given
+    try:
+        return str(IPv6Address(match["ip6"])), given
+    except ValueError:
+        raise _no_host() from None
+
+
+def _no_host() -> ConfigurationError:
+    return ConfigurationError(
+        "AUTHWS_BROKER_URL: a host is missing or none, or its port is no number from "
+        "1 to 65535; an IPv6 address stands in brackets"
+    )
 
 
 def _joined(host: str, port: int) -> str:

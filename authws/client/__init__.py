@@ -7,8 +7,9 @@
             async for event in connection.events():
                 ...
 
-Every ending raises an error whose ``retry`` says what to do next, in the words of the
-close table.
+``stay_connected`` gives a connection that comes back by itself and brings what was
+missed. Every ending raises an error whose ``retry`` says what to do next, in the words
+of the close table.
 """
 
 from authws.client.connection import Connection
@@ -31,10 +32,13 @@ from authws.client.events import (
     Pong,
     Presence,
     Restarting,
+    Resync,
     Unknown,
     Welcome,
 )
+from authws.client.lasting import LastingConnection, Lost
 from authws.client.session import Client, Strategy, Tokens
+from authws.decisions.history import Position
 
 __all__ = [
     "Ack",
@@ -48,12 +52,16 @@ __all__ = [
     "Event",
     "Failure",
     "Joined",
+    "LastingConnection",
     "Left",
+    "Lost",
     "Message",
     "Pong",
+    "Position",
     "Presence",
     "RefusedError",
     "Restarting",
+    "Resync",
     "Strategy",
     "Tokens",
     "Unknown",

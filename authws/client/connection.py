@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed
 
 from authws.client.endings import EndedError, Ending
 from authws.client.events import Event, Unknown, Welcome, read_event
+from authws.decisions.history import Position
 
 __all__ = ["Connection"]
 
@@ -93,9 +94,13 @@ class Connection:
         while True:
             yield await self.receive_event()
 
-    async def join(self, room: str) -> None:
-        """Ask to become a member of a room."""
-        await self._say(type="join", room=room)
+    async def join(self, room: str, *, since: Position | None = None) -> None:
+        """Ask to become a member of a room, and for all that was said there ``since``
+        a position; ``Joined.recovered`` tells whether that follows."""
+        message: dict[str, Any] = {"type": "join", "room": room}
+        if since is not None:
+            message["since"] = {"epoch": since.epoch, "offset": since.offset}
+        await self._say(**message)
 
     async def leave(self, room: str) -> None:
         """Ask to be one no more."""

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from authws.decisions.history import Position
+
 __all__ = [
     "Ack",
     "AuthExpiring",
@@ -25,6 +27,7 @@ __all__ = [
     "Pong",
     "Presence",
     "Restarting",
+    "Resync",
     "Unknown",
     "Welcome",
     "read_event",
@@ -65,6 +68,14 @@ class Joined:
 
     room: str
     members: tuple[str, ...]
+    count: int | None = None
+    """How many they are, if they are too many to be named."""
+    recovered: bool | None = None
+    """Whether all that was said since we were here last follows. False: something may
+    be missing, and the room's state must be fetched anew. None: there is nothing to
+    recover, as with the first join."""
+    position: Position | None = None
+    """After which message we stand, in a room that keeps any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +93,17 @@ class Message:
     sender: str
     data: Any
     at: float
+    position: Position | None = None
+    """Its place in the room's history, if the room keeps one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resync:
+    """Something of this room may be missing here, and cannot be told any more: its
+    state must be fetched anew."""
+
+    room: str
+    position: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +166,7 @@ Event = (
     | Joined
     | Left
     | Message
+    | Resync
     | Presence
     | Dropped
     | Restarting
@@ -167,6 +190,24 @@ def _id(value: Any) -> MessageId:
     return value
 
 
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError("not a whole number")
+    return value
+
+
+def _flag(value: Any) -> bool | None:
+    if not isinstance(value, bool | None):
+        raise TypeError("neither true nor false")
+    return value
+
+
+def _position(body: dict[str, Any]) -> Position | None:
+    if "epoch" not in body:
+        return None
+    return Position(str(body["epoch"]), _whole(body["offset"]))
+
+
 _READERS: dict[str, Callable[[dict[str, Any]], Event]] = {
     "auth_required": lambda body: AuthRequired(_number(body["timeout"])),
     "auth_ok": lambda body: Welcome(
@@ -179,16 +220,25 @@ _READERS: dict[str, Callable[[dict[str, Any]], Event]] = {
     ),
     "auth_expiring": lambda body: AuthExpiring(_number(body["expires_at"])),
     "joined": lambda body: Joined(
-        str(body["room"]), tuple(str(member) for member in body["members"])
+        room=str(body["room"]),
+        members=tuple(str(member) for member in body["members"]),
+        count=_whole(body["count"]) if "count" in body else None,
+        recovered=_flag(body.get("recovered")),
+        position=_position(body),
     ),
     "left": lambda body: Left(str(body["room"])),
     "message": lambda body: Message(
-        str(body["room"]), str(body["from"]), body["data"], _number(body["at"])
+        room=str(body["room"]),
+        sender=str(body["from"]),
+        data=body["data"],
+        at=_number(body["at"]),
+        position=_position(body),
     ),
+    "resync": lambda body: Resync(str(body["room"]), _position(body)),
     "presence": lambda body: Presence(
         str(body["room"]), str(body["subject"]), str(body["event"])
     ),
-    "dropped": lambda body: Dropped(int(_number(body["count"]))),
+    "dropped": lambda body: Dropped(_whole(body["count"])),
     "restarting": lambda body: Restarting(_number(body["retry_after"])),
     "ack": lambda body: Ack(_id(body["id"])),
     "pong": lambda body: Pong(_id(body.get("id"))),

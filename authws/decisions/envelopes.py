@@ -51,7 +51,8 @@ class Envelope(NamedTuple):
     node: str
     """The worker that sent it."""
     number: int
-    """Which of its messages on this channel: 1 begins a new count."""
+    """Which of its messages on this channel, each higher than those before it; 0 for
+    what is kept, which has a position instead."""
     body: bytes
 
 
@@ -59,7 +60,12 @@ class Sealer:
     """Makes envelopes genuine, and tells which are (BLAKE2b, RFC 7693, keyed)."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
-        """The first key makes the MAC; each is believed, so that keys can rotate."""
+        """The newest key comes last; each is believed, so that keys can rotate.
+
+        The last but one makes the MAC. While workers are restarted one by one with
+        another key, those before do not know the newest yet; and those behind, of
+        whom each keeps some, may not know the oldest any more.
+        """
         # a keyed state once, and a copy of it for each message
         self._macs = tuple(
             blake2b(
@@ -68,12 +74,13 @@ class Sealer:
             )
             for key in keys
         )
+        self._own = self._macs[-2:][0]
 
     def seal(self, channel: str, envelope: Envelope) -> bytes:
         """Return what goes to the broker."""
         kind, node, number, body = envelope
         rest = _HEAD.pack(node.encode(), number, kind) + body
-        mac = self._macs[0].copy()
+        mac = self._own.copy()
         mac.update(_about(channel, rest))
         return _VERSION + mac.digest() + rest
 

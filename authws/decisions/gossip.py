@@ -57,7 +57,10 @@ class Beat(msgspec.Struct, tag="beat", frozen=True):
     """The sender lives; its lease begins anew."""
 
     is_new: bool = False
-    """It has just come, and would like to hear who else is there."""
+    """It has just come, or may have missed something: it would like to hear who else
+    is there, and whoever knew it knows it anew."""
+    is_answer: bool = False
+    """To one that is new."""
 
 
 class Bye(msgspec.Struct, tag="bye", frozen=True):

@@ -29,7 +29,8 @@ MAX_SECONDS = 86_400.0
 DEFAULT_RULES = ("*=100/300",)
 
 _RULE = re.compile(
-    r"(?P<pattern>[A-Za-z0-9_.:-]*\*?)=(?P<messages>\d{1,9})(?:/(?P<seconds>\d{1,9}))?"
+    r"(?P<pattern>[A-Za-z0-9_.:-]*\*?)=(?P<messages>\d{1,9})(?:/(?P<seconds>\d{1,9}))?",
+    re.ASCII,  # ten is 10, and in no other digits
 )
 
 

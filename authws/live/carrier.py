@@ -7,6 +7,7 @@ Over the embedded broker nothing leaves the process, and nothing is sealed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import secrets
 from collections import Counter
@@ -29,6 +30,9 @@ logger = logging.getLogger("authws")
 
 ALL = "@all"
 """The channel on which every worker hears; no room's name holds an ``@``."""
+COUNT = 1 << 32
+"""A count of messages begins behind a multiple of it: so the first of a new count is
+higher than all of the old one, and is known for the first."""
 
 
 def inbox(node: str) -> str:
@@ -63,13 +67,14 @@ class Carrier:
     """Sends for this worker, and listens for it."""
 
     def __init__(self, broker: Broker, keys: Collection[bytes]) -> None:
-        """``keys`` are the service's secrets, the newest first."""
+        """``keys`` are made of the service's secrets, the newest last."""
         self.broker = broker
         self.node = secrets.token_urlsafe(8)
         """This worker's id, another one each time that it starts."""
         self.refused: Counter[str] = Counter()
         """What was not handed on, by why."""
         self._sealer = Sealer(tuple(keys)) if broker.crosses_processes else None
+        self._counts = itertools.count(1)
         self._sent: dict[str, int] = {}
         """By channel: the number of what was sent last."""
         self._heard: dict[str, dict[str, int]] = {}
@@ -118,7 +123,8 @@ class Carrier:
             return self.broker.publish(channel, body, keep)
         number = 0  # what is kept has a position instead
         if keep is None:
-            number = self._sent[channel] = self._sent.get(channel, 0) + 1
+            last = self._sent.get(channel) or next(self._counts) * COUNT
+            number = self._sent[channel] = last + 1
         sealed = self._sealer.seal(channel, Envelope(kind, self.node, number, body))
         return self.broker.publish(channel, sealed, keep)
 
@@ -208,10 +214,10 @@ class Carrier:
             return False
         last = heard.get(envelope.node)
         number = envelope.number
-        if last is not None and 1 < number <= last:
+        if number <= (last or 0):
             self.refused["doubled"] += 1
             return False
-        if last is not None and number > last + 1:
+        if last is not None and number != last + 1 and number % COUNT != 1:
             self.refused["missed"] += 1
             self.interrupted((channel,))
         self._heard[channel][envelope.node] = number

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from authws.clock import Clock
@@ -47,7 +47,8 @@ class Cluster:
         self.has_entered = not carrier.is_shared
         """Whether this worker hears the others, and they it."""
         self.on_arrived: list[Callable[[str], None]] = []
-        """Told of each worker that was not known."""
+        """Told of each worker that was not known, or that may have missed something:
+        what was told it, and what it told, may be as good as lost."""
         self.on_gone: list[Callable[[str], None]] = []
         """Told of each worker that said goodbye, or whose lease ended."""
         self.on_missed: list[Callable[[], None]] = []
@@ -56,7 +57,6 @@ class Cluster:
         self._clock = clock
         self._lease = lease
         self._handlers: dict[type, Callable[[str, Any], None]] = {
-            gossip.Beat: self._beat,
             gossip.Bye: self._bye,
             gossip.Request: self._request,
             gossip.Report: self._report,
@@ -99,6 +99,7 @@ class Cluster:
         await asyncio.gather(self._living, return_exceptions=True)
         self._living = None
         if self.has_entered:
+            self.has_entered = False  # whoever heard of us again would wait for us
             await self._say_and_wait(gossip.Bye())
 
     async def _enter(self) -> bool:
@@ -144,7 +145,8 @@ class Cluster:
 
     def tell(self, node: str, message: gossip.Gossip) -> None:
         """Say something to one worker; nobody waits for it."""
-        self._carrier.tell(inbox(node), Kind.CLUSTER, gossip.encode(message))
+        if self.has_entered:
+            self._carrier.tell(inbox(node), Kind.CLUSTER, gossip.encode(message))
 
     async def ask(
         self,
@@ -202,19 +204,22 @@ class Cluster:
 
     def hear(self, node: str, body: bytes) -> None:
         """Take what another worker says."""
+        if not self.has_entered:
+            return
         try:
             message = gossip.decode(body)
         except gossip.GossipError:
             self._carrier.refused["malformed"] += 1
             return
         self._silent.discard(node)
-        if not isinstance(message, gossip.Bye):
-            self._note_life(node)
-        handler = self._handlers.get(type(message))
-        if handler is None:
-            return
         try:
-            handler(node, message)
+            if isinstance(message, gossip.Beat):
+                self._take_beat(node, message)
+            elif not isinstance(message, gossip.Bye):
+                self.note_life(node)
+            handler = self._handlers.get(type(message))
+            if handler is not None:
+                handler(node, message)
         except Exception:
             log_failure(logger, "a message of worker %s could not be handled", node)
 
@@ -222,19 +227,27 @@ class Cluster:
         """Hear that something that workers said may be missing."""
         self._renew_leases()
         self.tell_all(gossip.Beat(is_new=True))
-        for callback in self.on_missed:
-            callback()
+        _call(self.on_missed)
 
-    def _note_life(self, node: str) -> None:
-        is_known = node in self.others
-        self.others[node] = self._clock.monotonic()
-        if not is_known:
-            for callback in self.on_arrived:
-                callback(node)
+    def note_life(self, node: str) -> None:
+        """Hear any sign of life of a worker: its lease begins anew.
 
-    def _beat(self, node: str, beat: gossip.Beat) -> None:
+        One that is not known may know us for long, and not know that it was taken for
+        dead: it is told that we are new to it.
+        """
+        if not self._renew_lease(node):
+            self.tell(node, gossip.Beat(is_new=True))
+            _call(self.on_arrived, node)
+
+    def _take_beat(self, node: str, beat: gossip.Beat) -> None:
         if beat.is_new:
-            self.tell(node, gossip.Beat())
+            self._renew_lease(node)
+            self.tell(node, gossip.Beat(is_answer=True))
+            _call(self.on_arrived, node)
+        elif not beat.is_answer:
+            self.note_life(node)
+        elif not self._renew_lease(node):
+            _call(self.on_arrived, node)
 
     def _bye(self, node: str, _: gossip.Bye) -> None:
         self._forget(node)
@@ -249,6 +262,12 @@ class Cluster:
         self.answered(report.id, node, report.content)
 
     # -------------------------------------------------------------------------- leases
+
+    def _renew_lease(self, node: str) -> bool:
+        """Return whether the worker was known."""
+        is_known = node in self.others
+        self.others[node] = self._clock.monotonic()
+        return is_known
 
     def _renew_leases(self) -> None:
         now = self._clock.monotonic()
@@ -268,8 +287,16 @@ class Cluster:
         self._carrier.forget(node)
         for gathering in self._waiting.values():
             gathering.give_up(node)
-        for callback in self.on_gone:
-            callback(node)
+        _call(self.on_gone, node)
+
+
+def _call(callbacks: Iterable[Callable[..., None]], *arguments: str) -> None:
+    """Tell all of them; one that fails keeps no other from hearing."""
+    for callback in callbacks:
+        try:
+            callback(*arguments)
+        except Exception:
+            log_failure(logger, "a change among the workers could not be handled")
 
 
 class _Gathering:

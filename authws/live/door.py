@@ -212,8 +212,7 @@ class Door:
         """
         if self.is_closing:
             raise RestartingError("the server is about to restart")
-        if self.is_blind:
-            raise UnavailableError("nothing is known of what was revoked")
+        self._demand_sight()
         if self.present.is_full():
             raise ServerFullError("this process is full", Limit.CONNECTIONS)
         if self.strangers.is_full():
@@ -231,6 +230,10 @@ class Door:
             raise TooManyConnectionsError(
                 "too many strangers from one address", Limit.UNAUTHENTICATED_PER_ADDRESS
             )
+
+    def _demand_sight(self) -> None:
+        if self.is_blind:
+            raise UnavailableError("nothing is known of what was revoked")
 
     async def _deny(
         self, strategy: Strategy, handshake: Handshake, error: AuthError
@@ -281,6 +284,7 @@ class Door:
             self._hub.admit(connection)
             if not await self._authority.still_holds(principal):
                 raise revocation(principal)
+            self._demand_sight()  # it may have gone blind since they knocked
             if not handshake.accepted:
                 await handshake.accept()
         except ConnectionClosed:

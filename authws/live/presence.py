@@ -51,7 +51,7 @@ class Presence:
         self._next: dict[str, None] = {}
         """The rooms that the next question is about."""
         self._question: asyncio.Future[None] | None = None
-        self._asking: set[asyncio.Task[None]] = set()
+        self._asking: set[asyncio.Task[object]] = set()
         cluster.on(gossip.Ask, self._answer)
         cluster.on(gossip.Answer, self._take)
         cluster.on_arrived.append(self._ask_newcomer)
@@ -126,13 +126,15 @@ class Presence:
             if not question.done():
                 question.set_result(None)
 
-    async def _ask_about(self, names: list[str], node: str | None) -> None:
-        await self._cluster.ask(
+    async def _ask_about(self, names: list[str], node: str | None) -> frozenset[str]:
+        """Return who did not answer."""
+        _, silent = await self._cluster.ask(
             lambda number: gossip.Ask(number, names),
             nodes=None if node is None else frozenset({node}),
         )
+        return silent
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
@@ -149,6 +151,7 @@ class Presence:
         if room is None:
             return
         change = gossip.decode_change(body)
+        self._cluster.note_life(node)  # what it tells holds for as long as its lease
         known = room.elsewhere.get(node)
         if known is None:
             known = room.elsewhere[node] = Elsewhere()
@@ -198,7 +201,13 @@ class Presence:
         is_asked = bool(known.asked_for)
         known.asked_for = max(known.asked_for, version)
         if not is_asked:
-            self._start(self._ask_about([room.name], node))
+            self._start(self._ask_for_what_is_missing(room, node, known))
+
+    async def _ask_for_what_is_missing(
+        self, room: Room, node: str, known: Elsewhere
+    ) -> None:
+        if await self._ask_about([room.name], node):
+            known.asked_for = 0  # the next change that is heard asks again
 
     def _replace(self, room: Room, known: Elsewhere, subjects: Iterable[str]) -> None:
         now = set(subjects)

@@ -53,9 +53,9 @@ class Quota:
         if limit:
             cluster.on(gossip.Held, self._take)
             cluster.on(gossip.HeldBy, self._take_one)
-            cluster.on_arrived.append(self._tell_newcomer)
+            cluster.on_arrived.append(self._meet)
             cluster.on_gone.append(self._forget)
-            cluster.on_missed.append(self._tell_again)
+            cluster.on_missed.append(self._begin_anew)
 
     def elsewhere(self, user: str) -> int:
         """Return how many connections a user is known to have by way of others."""
@@ -64,7 +64,7 @@ class Quota:
 
     def came(self, user: str, connection: Connection) -> None:
         """Hear of one connection more here."""
-        if not self._cluster.others:
+        if not (self._limit and self._cluster.others):
             return
         if user in self._told:
             change = gossip.HeldBy(user, connection.id, connection.opened_at)
@@ -95,7 +95,8 @@ class Quota:
         opened = {one.id: one.opened_at for one in self._here.get(user, {}).values()}
         return gossip.Held(user, opened, wants_answer)
 
-    def _tell_newcomer(self, node: str) -> None:
+    def _meet(self, node: str) -> None:
+        self._forget(node)  # it tells all of it again
         for user in self._told:
             self._cluster.tell(node, self._all_of(user))
         share = self._share  # it is less now
@@ -103,9 +104,11 @@ class Quota:
             if len(connections) > share and user not in self._told:
                 self._begin_to_tell(user)
 
-    def _tell_again(self) -> None:
-        for user in tuple(self._told):
-            self._cluster.tell_all(self._all_of(user, wants_answer=True))
+    def _begin_anew(self) -> None:
+        """Something may be missing, here and there: all is told again, also to us."""
+        self._elsewhere.clear()
+        for user in self._told:
+            self._cluster.tell_all(self._all_of(user))
 
     # ------------------------------------------------------------ what others tell
 

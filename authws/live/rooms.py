@@ -269,11 +269,20 @@ class Rooms(Mapping[str, Room]):
         async with room.lock:  # not while it is being found out what is missing here
             if since == room.position:
                 return Missed((), True)
-            replay = await self._carrier.replay(room.name, room.keep, since)
+            # a peer may come from a worker that had heard more: the members here are
+            # told as well, and of what they did not hear yet nothing may be left out
+            start = since
+            if room.position is not None and since.epoch == room.position.epoch:
+                start = min(since, room.position, key=lambda place: place.offset)
+            replay = await self._carrier.replay(room.name, room.keep, start)
+            if not replay.is_complete or since.offset > replay.top.offset:
+                return Missed((), False)
             if room.held is None:
                 for position, body in replay.messages:
                     self._say(room, body, position)
-            return Missed(replay.messages, replay.is_complete)
+            return Missed(
+                tuple(m for m in replay.messages if m[0].offset > since.offset), True
+            )
 
     def _tell_who_changed(
         self, connection: Connection, room: Room, told: set[str]
@@ -343,8 +352,10 @@ class Rooms(Mapping[str, Room]):
 
     def change(self, name: str, node: str, body: bytes) -> None:
         """Take a change of who is in a room by way of another worker."""
-        with contextlib.suppress(gossip.GossipError):
+        try:
             self._presence.change(name, node, body)
+        except gossip.GossipError:
+            self._carrier.refused["malformed"] += 1
 
     def interrupted(self, names: Collection[str]) -> None:
         """Find out what is missing in these rooms, and bring it or say so."""

@@ -90,8 +90,6 @@ class House:
         settings = self.settings
         secrets = load_secrets(settings)
         self.keyring = secrets.keyring
-        # the oldest seals: all workers know it, also while they are restarted one by
-        # one with a new key (`authws keys rotate` keeps two old ones)
         self._broker_keys = tuple(
             derive_key(secret, PURPOSE) for secret in secrets.cookie_secrets
         )

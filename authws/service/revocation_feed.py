@@ -17,6 +17,7 @@ import msgspec
 from authws.brokers.base import Broker
 from authws.clock import Clock
 from authws.decisions import gossip
+from authws.decisions.redaction import log_failure
 from authws.exceptions import UnavailableError
 from authws.live.authority import SessionRecords
 from authws.live.hub import Hub
@@ -145,7 +146,9 @@ class RevocationFeed:
         self._drift = drift
         if abs(step) > CLOCK_STEP:
             logger.warning("the clock was set by %+.1f s", step)
-            self._since += step
+            # forwards it goes when a suspended machine goes on, too: others went on
+            # revoking then, and their time is not to be passed over
+            self._since += min(step, 0.0)
             self._hub.check_deadlines()
 
     async def _read(self) -> None:
@@ -155,6 +158,9 @@ class RevocationFeed:
             found = await self._sessions.revocations_since(self._since)
         except UnavailableError as error:
             logger.warning("revocations could not be read: %s", error)
+            return
+        except Exception:
+            log_failure(logger, "revocations could not be read")
             return
         for revocation in found:
             # rights again and again: a row that was being read may be kept only now
@@ -174,7 +180,7 @@ class RevocationFeed:
         while True:
             await self._clock.sleep(LOOK_EVERY)
             unknown = self._clock.monotonic() - self._knew_at
-            if self._broker.is_up:
+            if self._broker.is_up and self._hub.cluster.has_entered:
                 self._know()
             elif unknown >= self._fail_closed_after > 0:
                 self._set_blind(True)

@@ -12,6 +12,8 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +22,12 @@ import typer
 from typer.testing import CliRunner
 from websockets.asyncio.client import ClientConnection
 
-from authws.cli.connect import Lines, StrategyOption, Talk, escape
-from authws.client import Client, Strategy
-from tests.running import PASSWORD, STRATEGIES, Service, running
+from authws.cli.connect import StrategyOption
+from authws.cli.talk import Talk
+from authws.cli.terminal import Lines, escape
+from authws.client import Client, Strategy, lasting
+from tests.running import PASSWORD, STRATEGIES, Service, free_port, running
+from tests.servers.proxy import Proxy, proxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -111,12 +116,12 @@ async def start(
 class Conversation:
     """A ``Talk`` in this process, its input a pipe and its output two lists."""
 
-    def __init__(self, service: Service, strategy: str, room: str | None) -> None:
+    def __init__(self, origin: str, strategy: str, room: str | None) -> None:
         self.said: list[str] = []
         self.noted: list[str] = []
         self._reading, self._writing = os.pipe()
         self._talk = Talk(
-            Client(service.origin),
+            Client(origin),
             Strategy(strategy),
             room=room,
             say=self.said.append,
@@ -139,11 +144,15 @@ class Conversation:
         await until(is_there)
         return found[0]
 
+    async def types(self, text: str) -> None:
+        """Write some of the input."""
+        await asyncio.to_thread(os.write, self._writing, text.encode())
+
     async def end(self, stdin: str | None = None) -> tuple[int, list[str], str]:
         """Write the last of the input, or leave it open; return status and output."""
         assert self._task is not None
         if stdin is not None:
-            await asyncio.to_thread(os.write, self._writing, stdin.encode())
+            await self.types(stdin)
             os.close(self._writing)
         status = await asyncio.wait_for(self._task, 20)
         if stdin is None:
@@ -158,8 +167,9 @@ def converse(
     strategy: str = "first-message",
     password: str = PASSWORD,
     room: str | None = "lobby",
+    origin: str = "",
 ) -> Conversation:
-    conversation = Conversation(service, strategy, room)
+    conversation = Conversation(origin or service.origin, strategy, room)
     conversation.start(user, password)
     return conversation
 
@@ -368,6 +378,83 @@ async def test_throttled_login_says_when_to_come_back(
             status, _, noted = await converse(service, password="wrong").end("")
             assert status == 1
         assert "429 rate_limited: too many attempts. Try again in " in noted
+
+
+@asynccontextmanager
+async def cuttable(
+    path: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> AsyncIterator[tuple[Service, Proxy, str]]:
+    """A service, a line to it that can be cut, and the origin that it leads to."""
+    monkeypatch.setattr(lasting, "FIRST_DELAY", 0.05)
+    monkeypatch.setattr(lasting, "LONGEST_DELAY", 0.05)
+    port = free_port()
+    async with proxy(f"http://127.0.0.1:{port}") as line:
+        origin = f"http://127.0.0.1:{line.port}"
+        async with running(
+            path, port=port, allowed_origins=origin, **settings
+        ) as service:
+            for name in ("alice", "bob"):
+                await service.add_user(name)
+            yield service, line, origin
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_what_was_missed_is_said_after_a_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    async with cuttable(tmp_path, monkeypatch) as (service, line, origin):
+        talk = converse(service, strategy=strategy, origin=origin)
+        async with await member(service) as bob:
+            await talk.types("before\n")
+            await talk.says("alice: before")
+            line.cut()
+            await talk.says("the connection was lost; coming back in 0.")
+            publish = {"type": "publish", "room": "lobby", "data": "missed"}
+            await bob.send(json.dumps(publish))
+            await talk.types("typed meanwhile\n")
+            line.mend()
+            await talk.says("bob: missed")
+            status, said, noted = await talk.end("after\n")
+    assert status == 0, noted
+    assert [line for line in said if "*" not in line] == [
+        "[lobby] alice: before",
+        "[lobby] bob: missed",
+        "[lobby] alice: typed meanwhile",
+        "[lobby] alice: after",
+    ]
+    assert noted.count("coming back") == 1
+    assert noted.count(f"connected as alice by {strategy}") == 2
+    assert "missing" not in noted
+
+
+async def test_what_may_be_missing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = {"history": "*=0"}
+    async with cuttable(tmp_path, monkeypatch, **nothing) as (service, line, origin):
+        talk = converse(service, origin=origin)
+        await talk.says("joined lobby: alice")
+        rooms = service.house.hub.rooms
+        service.loop.call_soon_threadsafe(rooms.interrupted, ["lobby"])
+        await talk.says("lobby: something may be missing here")
+        line.cut_once()
+        await talk.says("lobby: what was said meanwhile may be missing")
+        status, said, noted = await talk.end("after\n")
+    assert (status, said) == (0, ["[lobby] alice: after"]), noted
+
+
+async def test_a_message_that_was_cut_off_is_brought_if_it_arrived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server takes it, and the line is cut before it can say so."""
+    async with cuttable(tmp_path, monkeypatch) as (service, line, origin):
+        talk = converse(service, origin=origin)
+        await talk.says("joined lobby: alice")
+        line.cut_after(1)
+        await talk.types("did this arrive?\n")
+        await talk.says("1 of your messages may not have arrived")
+        status, said, noted = await talk.end("")
+    assert (status, said) == (0, ["[lobby] alice: did this arrive?"]), noted
 
 
 # -------------------------------------------------------------- as a process of its own

@@ -46,9 +46,16 @@ class BusBroker:
 
     def __init__(self, bus: Bus) -> None:
         self.is_up = False
+        self.is_away = False
+        """Whether it cannot be reached at the start."""
+        self.refuses_to_subscribe = False
         self.channels: set[str] = set()
         self.lost = 0
         """How many of the messages to come are lost on their way here."""
+        self.lost_on: str | None = None
+        """The channel on which they are; None for whichever comes first."""
+        self.held: list[tuple[str, bytes, Position | None]] | None = None
+        """What is late on its way here, after ``hold``."""
         self.gate = asyncio.Event()
         self.gate.set()
         """While it is closed, no publish ends and no replay returns."""
@@ -58,10 +65,12 @@ class BusBroker:
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener
-        self.is_up = True
+        self.is_up = not self.is_away
 
     async def subscribe(self, channel: str, keep: Retention | None = None) -> None:
         self._demand()
+        if self.refuses_to_subscribe:
+            raise UnavailableError("the bus lets nobody hear")
         self.channels.add(channel)
         await asyncio.sleep(0)
 
@@ -94,7 +103,22 @@ class BusBroker:
         self._bus.brokers.remove(self)
 
     def arrive(self, channel: str, data: bytes, position: Position | None) -> None:
-        asyncio.get_running_loop().call_soon(self._deliver, channel, data, position)
+        if self.held is not None:
+            self.held.append((channel, data, position))
+        else:
+            asyncio.get_running_loop().call_soon(self._deliver, channel, data, position)
+
+    def hold(self) -> None:
+        """Let what comes be late, until ``let_go``."""
+        self.held = []
+
+    def let_go(self, *first: str) -> None:
+        """Let what was late arrive: what is on the channels ``first`` before the rest,
+        for only what is on one channel has an order."""
+        held, self.held = self.held or [], None
+        held.sort(key=lambda late: late[0] not in first)
+        for channel, data, position in held:
+            self.arrive(channel, data, position)
 
     def cut(self) -> None:
         """Lose the connection."""
@@ -109,7 +133,7 @@ class BusBroker:
     def _deliver(self, channel: str, data: bytes, position: Position | None) -> None:
         if not self.is_up or channel not in self.channels:
             return
-        if self.lost:
+        if self.lost and self.lost_on in (None, channel):
             self.lost -= 1
             return
         assert self._listener is not None

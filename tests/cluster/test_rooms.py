@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from authws.decisions.envelopes import Envelope, Kind, Sealer
-from tests.cluster.workers import LEASE, here, say, settle, texts, workers
+from tests.cluster.workers import (
+    LEASE,
+    here,
+    position,
+    say,
+    settle,
+    texts,
+    workers,
+)
 from tests.engine import Peer
 
 
@@ -16,10 +24,6 @@ from tests.engine import Peer
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(Peer, "over_wire", request.param == "wire")
     return str(request.param)
-
-
-def position(message: dict[str, Any]) -> dict[str, Any]:
-    return {"epoch": message["epoch"], "offset": message["offset"]}
 
 
 # ------------------------------------------------------------------------- what is said

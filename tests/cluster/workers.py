@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+from authws.decisions import gossip
+from authws.decisions.envelopes import Kind, Sealer
 from authws.decisions.history import HistoryRules
 from tests.cluster.bus import Bus, BusBroker
 from tests.engine import Engine, Peer
-from tests.manual_clock import ManualClock
+from tests.manual_clock import ManualClock, ManualTimer
 from tests.manual_clock import settle as settle_one
 
 __all__ = [
+    "KEYS",
     "LEASE",
     "Worker",
     "Workers",
     "here",
+    "position",
     "say",
     "settle",
     "texts",
@@ -26,6 +30,9 @@ __all__ = [
 ]
 
 LEASE = 10.0
+KEYS = (b"one secret",)
+
+M = TypeVar("M", bound=gossip.Gossip)
 
 
 async def settle() -> None:
@@ -35,12 +42,56 @@ async def settle() -> None:
         await settle_one()
 
 
+class WorkersClock(ManualClock):
+    """One worker's look at the clock that all of them share."""
+
+    def __init__(self, shared: ManualClock) -> None:
+        super().__init__()
+        self.is_stopped = False
+        """Time passes, and nothing that is due happens here."""
+        self._shared = shared
+        self._due: list[Callable[[], None]] = []
+
+    def now(self) -> float:
+        return self._shared.now() + self.wall_offset
+
+    def monotonic(self) -> float:
+        return self._shared.monotonic()
+
+    @property
+    def waiting(self) -> int:
+        return self._shared.waiting
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> ManualTimer:
+        def call() -> None:
+            if self.is_stopped:
+                self._due.append(call)
+            elif not timer.is_cancelled:
+                callback()
+
+        timer = self._shared.call_later(delay, call)
+        return timer
+
+    async def advance(self, seconds: float) -> None:
+        await self._shared.advance(seconds)
+
+    def go_on(self) -> None:
+        self.is_stopped = False
+        due, self._due = self._due, []
+        for call in due:
+            call()
+
+
 class Worker(Engine):
     """One worker's engine, and its way to the broker."""
 
     def __init__(self, bus: Bus, clock: ManualClock, **hub: Any) -> None:
         self.broker: BusBroker = bus.broker()
-        super().__init__(clock=clock, broker=self.broker, lease=LEASE, **hub)
+        self.own_clock = WorkersClock(clock)
+        keys = hub.pop("keys", KEYS)
+        super().__init__(
+            clock=self.own_clock, broker=self.broker, lease=LEASE, keys=keys, **hub
+        )
 
     @property
     def node(self) -> str:
@@ -64,6 +115,15 @@ class Worker(Engine):
         assert self.hub.cluster._living is not None
         self.hub.cluster._living.cancel()
 
+    def stall(self) -> None:
+        """Stand still as by SIGSTOP, until ``go_on``: what comes waits."""
+        self.own_clock.is_stopped = True
+        self.broker.hold()
+
+    def go_on(self) -> None:
+        self.own_clock.go_on()
+        self.broker.let_go()
+
 
 class Workers(list[Worker]):
     """All of them, and what they share."""
@@ -74,11 +134,26 @@ class Workers(list[Worker]):
         self.bus = bus
         self._hub = hub
 
-    async def one_more(self) -> Worker:
-        worker = Worker(self.bus, self.clock, **self._hub)
+    async def one_more(self, **hub: Any) -> Worker:
+        """Start another; what it needs of time must be let pass meanwhile."""
+        worker = Worker(self.bus, self.clock, **self._hub | hub)
         self.append(worker)
         await worker.start()
         return worker
+
+    async def start(self, count: int = 1, **hub: Any) -> None:
+        """Start some more, all at once."""
+        work = (self.one_more(**hub) for _ in range(count))
+        starting = [asyncio.ensure_future(one) for one in work]
+        await self.clock.advance(1)
+        await asyncio.gather(*starting)
+
+    def said(self, *kinds: type[M]) -> list[M]:
+        """What the workers told one another of these kinds."""
+        opener = Sealer(KEYS)
+        opened = [opener.open(channel, data) for channel, data in self.bus.sent]
+        told = [gossip.decode(one.body) for one in opened if one.kind == Kind.CLUSTER]
+        return [message for message in told if isinstance(message, kinds)]
 
 
 @asynccontextmanager
@@ -90,9 +165,7 @@ async def workers(
     all_of_them = Workers(
         clock, Bus(clock.monotonic), history=HistoryRules(history), **hub
     )
-    starting = [asyncio.ensure_future(all_of_them.one_more()) for _ in range(count)]
-    await clock.advance(1)
-    await asyncio.gather(*starting)
+    await all_of_them.start(count)
     yield all_of_them
     for worker in all_of_them:
         worker.broker.gate.set()
@@ -102,6 +175,11 @@ async def workers(
         await worker.hub.cluster.stop()
     for worker in all_of_them:
         await worker.stop()
+
+
+def position(message: dict[str, Any]) -> dict[str, Any]:
+    """Where a message stands, or where somebody joined, as a client would send it."""
+    return {"epoch": message["epoch"], "offset": message["offset"]}
 
 
 def texts(peer: Peer, room: str = "lobby") -> list[Any]:

@@ -23,6 +23,7 @@ from websockets.exceptions import ConnectionClosed
 from authws.cli.stores import opened
 from authws.cli.user import DEFAULT_SCOPES
 from authws.service.settings import Settings
+from tests.fleet.hosts import Host
 from tests.servers.process import free_ports
 
 __all__ = [
@@ -218,6 +219,8 @@ class Fleet:
     settings: dict[str, Any]
     directory: Path
     trust: ssl.SSLContext | None = None
+    workers: int = 1
+    """Of each site."""
     _tokens: dict[str, str] = field(default_factory=dict)
     _talkers: list[Talker] = field(default_factory=list)
 
@@ -341,12 +344,14 @@ async def fleet(
     broker_url: str,
     *options: str,
     count: int = 2,
+    hosts: Sequence[Host] = (),
     own: Mapping[int, Mapping[str, Any]] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Fleet]:
     """Run some sites on this machine, on one broker and by default one SQLite file.
 
-    ``own`` are settings of single sites, by number.
+    ``hosts`` are machines for them to run on, one each, instead of this one; ``own``
+    are settings of single sites, by number.
     """
     settings = {
         "broker_url": broker_url,
@@ -357,22 +362,24 @@ async def fleet(
         "drain": 3,
         **settings,
     }
-    sites = [
-        site(
-            directory,
-            number,
-            *options,
-            port=port,
-            settings={**settings, **(own or {}).get(number, {})},
+    sites = []
+    for number, port in enumerate(free_ports(len(hosts) or count)):
+        given = {**settings, **(own or {}).get(number, {})}
+        words, where = options, dict[str, Any]()
+        if hosts:
+            host = hosts[number]
+            given["data_dir"] = directory / f"data-{number}"
+            words = ("--host", host.address, *options)
+            where = {"address": host.address, "prefix": host.prefix}
+        sites.append(
+            site(directory, number, *words, port=port, settings=given, **where)
         )
-        for number, port in enumerate(free_ports(count))
-    ]
     # a page of any of them may connect to all of them
     origins = ",".join(one.origin for one in sites)
     for one in sites:
         one.environment.setdefault("AUTHWS_ALLOWED_ORIGINS", origins)
     async with AsyncExitStack() as stack:
-        made = Fleet(sites, settings, directory)
+        made = Fleet(sites, settings, directory, workers=settings.get("workers", 1))
         for one in sites:
             stack.push_async_callback(one.clear)
             await one.start()

@@ -163,10 +163,11 @@ async def test_an_administrator_sees_and_ends_what_is_open_on_both(
     root = f"Bearer {await fleet.token('root')}"
     async with fleet.http(1, authorization=root) as http:
         roll = (await http.get("/admin/connections?subject=dave")).json()
-        assert (roll["total"], roll["workers"], roll["silent"]) == (4, 2, 0)
+        workers = 2 * fleet.workers
+        assert (roll["total"], roll["workers"], roll["silent"]) == (4, workers, 0)
         ids = {peer.of("auth_ok")[0]["connection"] for peer in peers}
         assert {one["id"] for one in roll["connections"]} == ids
-        assert len({one["worker"] for one in roll["connections"]}) == 2
+        assert len({one["worker"] for one in roll["connections"]}) >= 2
         newest = (await http.get("/admin/connections?subject=dave&limit=1")).json()
         assert newest["total"] == 4
         assert [one["id"] for one in newest["connections"]] == [

@@ -124,9 +124,9 @@ async def hear(peer: ClientConnection) -> dict[str, Any]:
     return message
 
 
-async def join(peer: ClientConnection, room: str) -> dict[str, Any]:
+async def join(peer: ClientConnection, room: str, **more: Any) -> dict[str, Any]:
     """Join, and return the answer, whatever it is."""
-    await say(peer, type="join", room=room)
+    await say(peer, type="join", room=room, **more)
     return await hear(peer)
 
 

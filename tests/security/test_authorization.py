@@ -91,6 +91,10 @@ def forbidden(service: Service, since: int) -> list[dict[str, Any]]:
     return [event for event in events if event.get("reason") == "forbidden"]
 
 
+def position(joined: dict[str, Any]) -> dict[str, Any]:
+    return {"epoch": joined["epoch"], "offset": joined["offset"]}
+
+
 # ------------------------------------------------------------------------------- rooms
 
 
@@ -150,6 +154,32 @@ async def test_another_users_room_stays_shut_and_says_nothing(
             assert (await hear(other))["slug"] == "not_joined"
         await say(owner, type="publish", room=room, data="still private")
         assert (await hear(owner))["data"] == "still private"
+        await silence(other)
+        await silence(owner)
+    assert {e["subject"] for e in forbidden(service, seen)} == {"bob"}
+
+
+@pytest.mark.parametrize("case", ["AZ-02-history"])
+async def test_another_users_room_gives_none_of_its_history(
+    service: Service, tokens: dict[str, str], case: str
+) -> None:
+    """With a true position, which is no secret, and beside one that never was."""
+    seen = len(service.security_events)
+    async with (
+        await connect(service, tokens["alice"]) as owner,
+        await connect(service, tokens["bob"]) as other,
+    ):
+        start = position(await join(owner, "alice.diary"))
+        await say(owner, type="publish", room="alice.diary", data="private")
+        assert (await hear(owner))["data"] == "private"
+        refusals = [
+            await join(other, "alice.diary", since=start),
+            await join(other, "alice.diary", since={"epoch": "x", "offset": 0}),
+            await join(other, "alice.not-there", since=start),
+        ]
+        assert all(refusal == refusals[0] for refusal in refusals)
+        assert (refusals[0]["type"], refusals[0]["slug"]) == ("error", "forbidden")
+        assert refusals[0].keys() == {"type", "slug", "detail"}
         await silence(other)
         await silence(owner)
     assert {e["subject"] for e in forbidden(service, seen)} == {"bob"}
@@ -258,6 +288,30 @@ async def test_who_left_a_room_hears_nothing_of_it(
             assert (await hear(leaves))["slug"] == "not_joined"
         assert (await hear(stays))["event"] == "left"  # the third one's
         await silence(stays)
+
+
+@pytest.mark.parametrize("case", ["AZ-09-history"])
+async def test_who_may_be_in_a_room_no_more_reads_none_of_its_history(
+    service: Service, tokens: dict[str, str], case: str
+) -> None:
+    """Neither by the connection that was in it, nor by another one."""
+    narrower = mint(service, tokens["alice"], "join:lobby")
+    async with (
+        await connect(service, tokens["alice"]) as stays,
+        await connect(service, tokens["alice"]) as leaves,
+        await connect(service, narrower) as another,
+    ):
+        await join(stays, "alice.board")
+        start = position(await join(leaves, "alice.board"))
+        await say(leaves, type="auth", token=narrower)
+        assert (await hear(leaves))["type"] == "auth_ok"
+        assert (await hear(leaves))["type"] == "left"
+        await say(stays, type="publish", room="alice.board", data="after")
+        assert (await hear(stays))["data"] == "after"
+        for peer in (leaves, another):
+            refusal = await join(peer, "alice.board", since=start)
+            assert (refusal["type"], refusal["slug"]) == ("error", "forbidden")
+            await silence(peer)
 
 
 # ---------------------------------------------------------- what the protocol has not

@@ -16,7 +16,9 @@ CHUNK = 65_536
 class Proxy:
     """What goes through it, goes as it is told to."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, address: str = "127.0.0.1") -> None:
+        """Leads from ``address`` to a server."""
+        self.address = address
         self.port = 0
         self.delay = 0.0
         """Seconds that each chunk takes longer, in each direction."""
@@ -25,12 +27,14 @@ class Proxy:
         self._open = asyncio.Event()
         self._open.set()
         self._is_cut = False
+        self._left: int | None = None
+        """How many bytes the server may still answer before it is cut."""
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self.port, limit=CHUNK
+            self._serve, self.address, self.port, limit=CHUNK
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -53,6 +57,16 @@ class Proxy:
         for writer in tuple(self._writers):
             writer.transport.abort()
 
+    def cut_once(self) -> None:
+        """End every connection, and let new ones through."""
+        self.cut()
+        self.mend()
+
+    def cut_after(self, count: int) -> None:
+        """The same, once so many more bytes came from the server: as a rule that is in
+        the middle of a frame."""
+        self._left = count
+
     def mend(self) -> None:
         """Let everything through again."""
         self._is_cut = False
@@ -63,7 +77,9 @@ class Proxy:
         """Return a URL of the server's that leads through here."""
         parts = urlsplit(url)
         userinfo, at, _ = parts.netloc.rpartition("@")
-        return urlunsplit(parts._replace(netloc=f"{userinfo}{at}127.0.0.1:{self.port}"))
+        return urlunsplit(
+            parts._replace(netloc=f"{userinfo}{at}{self.address}:{self.port}")
+        )
 
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -79,7 +95,7 @@ class Proxy:
                 self._writers.add(there[1])
                 both = [
                     asyncio.create_task(self._pump(reader, there[1])),
-                    asyncio.create_task(self._pump(there[0], writer)),
+                    asyncio.create_task(self._pump(there[0], writer, answers=True)),
                 ]
                 self._tasks.update(both)
                 await asyncio.gather(*both, return_exceptions=True)
@@ -90,7 +106,11 @@ class Proxy:
             writer.close()
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        answers: bool = False,
     ) -> None:
         loop = asyncio.get_running_loop()
         waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(1024)
@@ -108,6 +128,13 @@ class Proxy:
                 await self._open.wait()
                 if not chunk:
                     break
+                if answers and self._left is not None:
+                    writer.write(chunk[: self._left])
+                    self._left -= len(chunk)
+                    if self._left <= 0:
+                        self._left = None
+                        self.cut_once()
+                    continue
                 writer.write(chunk)
                 await writer.drain()
         except OSError:
@@ -119,12 +146,12 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy(url: str) -> AsyncIterator[Proxy]:
+async def proxy(url: str, address: str = "127.0.0.1") -> AsyncIterator[Proxy]:
     """Stand between clients and the server of this URL."""
     parts = urlsplit(url)
     assert parts.hostname is not None
     assert parts.port is not None
-    made = Proxy(parts.hostname, parts.port)
+    made = Proxy(parts.hostname, parts.port, address)
     await made.start()
     try:
         yield made

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from tests.servers.process import PATIENCE, POLL, ServerProcess, free_ports
 
-__all__ = ["RedisClusterServer", "RedisSentinelServer", "RedisServer"]
+__all__ = ["SLOTS", "RedisClusterServer", "RedisSentinelServer", "RedisServer"]
 
 PRIMARIES = 3
 SLOTS = 16_384
@@ -126,9 +126,17 @@ class RedisClusterServer(_Group):
 
     async def owner(self, slot: int) -> RedisServer:
         """Return the primary that has a slot now."""
-        for first, last, primary, *_ in await self.slots():
+        return (await self._shard(slot))[0]
+
+    async def replica(self, slot: int) -> RedisServer:
+        """Return its replica."""
+        return (await self._shard(slot))[1]
+
+    async def _shard(self, slot: int) -> list[RedisServer]:
+        for first, last, *found in await self.slots():
             if first <= slot <= last:
-                return next(node for node in self.nodes if node.port == primary[1])
+                by_port = {node.port: node for node in self.nodes}
+                return [by_port[port] for _, port, *_ in found]
         raise AssertionError(f"nobody has {slot}")
 
     async def slots(self) -> list[list[Any]]:
@@ -204,20 +212,27 @@ class RedisSentinelServer(_Group):
         return f"redis://:{self.password}@{hosts}/0?sentinel={MASTER}"
 
     async def start(self) -> None:
-        await super().start()
-        await _until(self._is_ready)
+        for server in (self.primary, self.replica):
+            await server.start()
+        # a Sentinel looks for replicas when it starts, and then each ten seconds
+        await _until(self._is_replicating)
+        await asyncio.gather(*(sentinel.start() for sentinel in self.sentinels))
+        await _until(self._is_watched)
 
     async def master_port(self) -> int:
         """Ask a Sentinel where the primary is."""
         return await self.sentinels[0].master_port()
 
-    async def _is_ready(self) -> bool:
+    async def _is_replicating(self) -> bool:
+        info = await self.primary.run("INFO", "replication")
+        return b"state=online" in info
+
+    async def _is_watched(self) -> bool:
         for sentinel in self.sentinels:
             known = await sentinel.master()
             if (known["num-slaves"], known["num-other-sentinels"]) != ("1", "2"):
                 return False
-        info = await self.replica.run("INFO", "replication")
-        return b"master_link_status:up" in info
+        return True
 
 
 class _Sentinel(RedisServer):

@@ -45,6 +45,7 @@ class RedisBroker:
     """
 
     crosses_processes = True
+    _listener: Listener
 
     def __init__(
         self,
@@ -68,19 +69,17 @@ class RedisBroker:
         self._is_sharded = _is_cluster(address)
         self._database = _database(address, is_cluster=self._is_sharded)
         self._wire = Wire(prefix, self._database, is_sharded=self._is_sharded)
-        self._listener: Listener | None = None
         self._dial = Dial(address, self._database)
         self._nodes: set[Host] = set()
         """A cluster's nodes, as it last told."""
         self._servers: dict[Host, Server] = {}
         self._route: list[Server] = []
         """The server of each slot."""
-        self._subscribed: set[bytes] = set()
+        self._subscribed: dict[bytes, Position | None] = {}
+        """What Redis confirmed, and the position of what came there last."""
         self._unsure: set[bytes] = set()
-        """Subscribed anew, and the listener does not know yet: what arrives there is
-        left out, and so it is when it hears of the interruption."""
-        self._tops: dict[bytes, Position] = {}
-        """The position of what came last, where something did."""
+        """Of these, what has to be subscribed again, or has been and the listener does
+        not know yet: what arrives there before it does is left out."""
         self._follower: asyncio.Task[None] | None = None
         self._is_moved = False
         self._events = Events(self._lost, self._refused, self._arrived, self._moved)
@@ -107,11 +106,13 @@ class RedisBroker:
     async def unsubscribe(self, channel: str) -> None:
         names = self._wire.names(channel)
         try:
-            await self._answer(self._server(names).listening.unsubscribe(names))
+            if not self._route:
+                raise UnavailableError("Redis cannot be reached")
+            # there is a route already while all is subscribed again: go behind that
+            listening = self._route[names.slot].listening
+            await self._answer(listening.unsubscribe(names))
         except UnavailableError:
-            self._subscribed.discard(names.channel)
-        self._unsure.discard(names.channel)
-        self._tops.pop(names.channel, None)
+            self._subscribed.pop(names.channel, None)
 
     def publish(
         self, channel: str, data: bytes, keep: Retention | None = None
@@ -128,7 +129,11 @@ class RedisBroker:
     ) -> Replay:
         server = self._server(self._wire.names(channel))
         words = self._wire.replay(channel, keep, since, server.life)
-        return read_replay(await self._answer(server.commands.ask(*words)), since)
+        answer = await self._answer(server.commands.ask(*words))
+        try:
+            return read_replay(answer, since)
+        except (AttributeError, TypeError, ValueError):
+            raise UnavailableError("what Redis has kept is not ours") from None
 
     async def ping(self) -> bool:
         try:
@@ -160,7 +165,7 @@ class RedisBroker:
     # ----------------------------------------------------------------------- listening
 
     def _arrived(self, name: bytes, payload: bytes) -> None:
-        if name in self._unsure or self._listener is None:
+        if name in self._unsure or name not in self._subscribed:
             return
         message = read_message(payload)
         if message is None:
@@ -169,13 +174,10 @@ class RedisBroker:
         data, position = message
         channel = self._wire.channel(name)
         if position is not None:
-            top = self._tops.get(name)
-            if top is not None and (top.epoch, top.offset + 1) != (
-                position.epoch,
-                position.offset,
-            ):
+            top = self._subscribed[name]
+            if top is not None and position != Position(top.epoch, top.offset + 1):
                 self._listener.interrupted([channel])
-            self._tops[name] = position
+            self._subscribed[name] = position
         self._listener.deliver(channel, data, position)
 
     def _lost(self, error: Exception) -> None:
@@ -197,7 +199,6 @@ class RedisBroker:
 
     async def _connect(self) -> None:
         self._unsure = set(self._subscribed)
-        self._tops.clear()
         await self._lay_route()
         await self._listen_again()
         if not all(server.is_open for server in self._servers.values()):
@@ -252,8 +253,8 @@ class RedisBroker:
 
     async def _listen_again(self) -> None:
         """Subscribe where it is not sure that we are, and say what may be missing."""
-        again = map(self._wire.channel, self._unsure & self._subscribed)
-        names = [self._wire.names(channel) for channel in again]
+        self._unsure &= self._subscribed.keys()
+        names = [self._wire.names(self._wire.channel(name)) for name in self._unsure]
         names.sort(key=lambda name: name.slot)  # those of a slot share a command
         await asyncio.gather(
             *(self._route[name.slot].listening.subscribe(name) for name in names)
@@ -265,8 +266,10 @@ class RedisBroker:
 
     def _tell(self, names: Iterable[bytes]) -> None:
         self._unsure.difference_update(names)
-        channels = [self._wire.channel(name) for name in names]
-        if channels and self._listener is not None:
+        channels = [
+            self._wire.channel(name) for name in names if name in self._subscribed
+        ]
+        if channels:
             self._listener.interrupted(channels)
 
     # ------------------------------------------------------------- a cluster that moves
@@ -288,9 +291,10 @@ class RedisBroker:
                     before = self._route
                     await self._lay_route()
                     self._unsure.update(self._served_elsewhere(before))
-                    await self._listen_again()
+                    # a replica by now would go on telling what its primary tells
                     left = set(self._servers) - {server.host for server in self._route}
                     await _close([self._servers.pop(host) for host in left])
+                    await self._listen_again()
         except Exception as error:
             self._lifeline.lose(error)
 
@@ -309,6 +313,10 @@ def _is_cluster(address: BrokerUrl) -> bool:
     value = address.options.get("cluster", "0")
     if value not in {"0", "1"}:
         raise ConfigurationError("AUTHWS_BROKER_URL: write ?cluster=1, or leave it out")
+    if not address.options.get("sentinel", "-"):
+        raise ConfigurationError(
+            "AUTHWS_BROKER_URL: behind sentinel= stands the name of a primary"
+        )
     if value == "1" and "sentinel" in address.options:
         raise ConfigurationError(
             "AUTHWS_BROKER_URL: a Redis Cluster has no Sentinels: cluster or sentinel"

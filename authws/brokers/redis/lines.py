@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from authws.brokers.redis.wire import EVAL_PUBLISH, EVALSHA_PUBLISH, Names, command
+from authws.decisions.history import Position
 from authws.exceptions import UnavailableError
 
 __all__ = ["MAX_WAITING", "MAX_WAITING_BYTES", "CommandLine", "Events", "ListenLine"]
@@ -51,7 +53,7 @@ class Events(NamedTuple):
     """The channel of this name is not served here any more."""
 
 
-class Line:
+class Line(ABC):
     """One connection: what is to be sent is joined, what arrives is taken in turn."""
 
     def __init__(self, connection: Connection, events: Events) -> None:
@@ -73,17 +75,17 @@ class Line:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._connection.disconnect(nowait=True)
 
+    @abstractmethod
     def _next_batch(self) -> bytes:
         """Take what is to be sent now; empty if there is nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take(self, answer: Any) -> None:
         """Take what arrived: a reply, or a ResponseError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _abandon(self) -> None:
         """Tell whoever waits that no answer will come."""
-        raise NotImplementedError
 
     def _expect(self) -> asyncio.Future[Any]:
         if not self.is_open:
@@ -217,11 +219,11 @@ class ListenLine(Line):
         self,
         connection: Connection,
         events: Events,
-        subscribed: set[bytes],
+        subscribed: dict[bytes, Position | None],
         *,
         is_sharded: bool,
     ) -> None:
-        """``subscribed`` has the channels whose subscription Redis confirmed."""
+        """``subscribed`` gets the channels whose subscription Redis confirms."""
         self._subscribed = subscribed
         self._shard = b"s" if is_sharded else b""
         self._waiting: deque[_Wish] = deque()
@@ -293,16 +295,16 @@ class ListenLine(Line):
         if not group:
             self._sent.popleft()
         if answer == self._shard + b"subscribe":
-            self._subscribed.add(name)
+            self._subscribed[name] = None
         elif answer != _PONG:
-            self._subscribed.discard(name)
+            self._subscribed.pop(name, None)
         if not wish.future.done():
             wish.future.set_result(None)
 
     def _abandon(self) -> None:
         for wish in (*(wish for group in self._sent for wish in group), *self._waiting):
             if wish.answer == self._shard + b"unsubscribe":
-                self._subscribed.discard(wish.name)
+                self._subscribed.pop(wish.name, None)
             _fail(wish.future, UnavailableError(LOST))
         self._sent.clear()
         self._waiting.clear()

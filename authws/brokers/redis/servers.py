@@ -14,6 +14,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from authws.brokers.redis.lines import CommandLine, Events, ListenLine, code
 from authws.brokers.redis.wire import command
 from authws.brokers.urls import BrokerUrl
+from authws.decisions.history import Position
 from authws.exceptions import ConfigurationError, UnavailableError
 
 __all__ = ["SLOTS", "Dial", "Server", "Shard", "find_master", "find_shards"]
@@ -36,7 +37,7 @@ class Dial:
         self._context = address.ssl_context()
 
     async def open(self, host: Host, *, is_plain: bool = False) -> Connection:
-        """Connect and log in; a ``plain`` connection has no login and no database."""
+        """Connect and log in; ``is_plain``: without login and database."""
         # one try, and no time limit of redis-py's own: both are the lifeline's affair
         options: dict[str, Any] = {
             "host": host[0],
@@ -52,9 +53,9 @@ class Dial:
                 "password": self._address.password or None,
                 "db": self._database,
             }
-        connection = Connection(**options)
-        if self._context is not None:
-            connection = SSLConnection(**options)
+        make = Connection if self._context is None else SSLConnection
+        connection = make(**options)
+        if isinstance(connection, SSLConnection):
             # redis-py would add our authority to the system's, where we name one alone
             connection.ssl_context.context = self._context
         try:
@@ -99,7 +100,7 @@ class Server:
         dial: Dial,
         host: Host,
         events: Events,
-        subscribed: set[bytes],
+        subscribed: dict[bytes, Position | None],
         *,
         is_sharded: bool,
     ) -> Server:

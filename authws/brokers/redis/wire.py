@@ -39,12 +39,12 @@ HEADER_LENGTH = len(KEPT) + EPOCH_LENGTH + 8
 MAX_OFFSET = 2**53
 """Lua's numbers are exact up to here."""
 
-STATE_EXTRA = 86_400.0
+STATE_EXTRA = 86_400
 """Seconds for which a silent channel's epoch is remembered longer than its messages.
 Whoever comes back within them hears that nothing is missing; whoever comes later, that
 it cannot be known."""
 
-_READ_STATE = """
+_READ_STATE = f"""
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local life, epoch, top, last, before, bound
@@ -56,7 +56,7 @@ else
 end
 if life ~= ARGV[1] then
   before, bound = epoch or false, top or 0
-  epoch = string.sub(redis.sha1hex(ARGV[1] .. clock[1] .. clock[2]), 1, 12)
+  epoch = string.sub(redis.sha1hex(ARGV[1] .. clock[1] .. clock[2]), 1, {EPOCH_LENGTH})
   life, top, last = ARGV[1], bound, last or 0
 end
 """
@@ -65,9 +65,9 @@ end
 # given again to others. So each life begins an epoch, and the one before is good only
 # up to where this life found it: whoever holds a later offset has seen what is lost.
 
-_WRITE_STATE = """
+_WRITE_STATE = f"""
 state = cmsgpack.pack(life, epoch, top, last, before, bound)
-redis.call('SET', KEYS[2], state, 'PX', ARGV[2] + 86400000)
+redis.call('SET', KEYS[2], state, 'PX', ARGV[2] + {STATE_EXTRA * 1000})
 """
 
 PUBLISH = f"""{_READ_STATE}

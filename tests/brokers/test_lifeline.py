@@ -1,0 +1,78 @@
+"""A connection that is kept up: what its owner and its operator are told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from authws.brokers.lifeline import Lifeline
+from authws.exceptions import ConfigurationError, UnavailableError
+from tests.manual_clock import ManualClock, settle
+
+
+async def nothing() -> None:
+    pass
+
+
+def failing(*errors: Exception) -> Callable[[], Awaitable[None]]:
+    """A ``connect`` that fails so often, and then works."""
+    left = list(errors)
+
+    async def connect() -> None:
+        if left:
+            raise left.pop(0)
+
+    return connect
+
+
+def lifeline(connect: Callable[[], Awaitable[None]], clock: ManualClock) -> Lifeline:
+    return Lifeline(
+        "it", connect=connect, probe=nothing, disconnect=nothing, clock=clock
+    )
+
+
+async def test_each_reason_is_said_once_in_an_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = ManualClock()
+    away, words = (
+        OSError(111, "Connection refused"),
+        UnavailableError("it is a replica"),
+    )
+    line = lifeline(failing(away, away, words, away, words), clock)
+    with caplog.at_level(logging.WARNING):
+        await line.start()
+        assert len(caplog.records) == 1
+        await clock.advance(60)
+        assert line.is_up
+    assert [record.getMessage() for record in caplog.records] == [
+        "it cannot be reached: Connection refused; trying again",
+        "it cannot be reached: it is a replica; trying again",
+        "it is reached again",
+    ]
+    await line.stop()
+
+
+async def test_what_can_never_work_is_raised_at_the_start() -> None:
+    clock = ManualClock()
+    line = lifeline(failing(ConfigurationError("no cluster")), clock)
+    with pytest.raises(ConfigurationError, match="no cluster"):
+        await line.start()
+    await settle()
+    assert not line.is_up
+    assert not clock.waiting
+    await line.stop()
+
+
+async def test_what_could_not_be_found_out_at_the_start_is_said_later(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = ManualClock()
+    line = lifeline(failing(OSError(), ConfigurationError("no cluster")), clock)
+    await line.start()
+    await clock.advance(60)
+    assert line.is_up
+    assert "no cluster" in caplog.text
+    await line.stop()
