@@ -18,6 +18,7 @@ test: install-dev test-needs
 # PostgreSQL, the brokers, Node and Chromium, the Node client, and what checks deploy/;
 # see the scripts for who may what.
 test-needs: $(VENV)/bin/python
+test-needs: $(VENV)/bin/python
 	@sh scripts/system_packages.sh
 	@sh scripts/node_packages.sh
 	@sh scripts/deploy_tools.sh $(BIN)/python

@@ -35,7 +35,8 @@ from authws.service import doctor as checks
 from authws.service.app import create_app
 from authws.service.key_files import FILE_NAME, prepare_data_dir
 from authws.service.settings import Settings, unknown_variables
-from authws.stores.database import Database, sqlite_file
+from authws.stores.database import Database
+from authws.stores.urls import sqlite_file
 
 __all__ = ["doctor"]
 

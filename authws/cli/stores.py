@@ -15,9 +15,10 @@ from authws.clock import Clock
 from authws.exceptions import ConfigurationError
 from authws.service.key_files import prepare_data_dir
 from authws.service.settings import Settings
-from authws.stores.database import Database, migrate, sqlite_file
+from authws.stores.database import Database, migrate
 from authws.stores.passwords import PasswordHasher
 from authws.stores.sessions import Sessions
+from authws.stores.urls import sqlite_file
 from authws.stores.users import Users
 
 __all__ = [

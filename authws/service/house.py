@@ -144,7 +144,7 @@ class House:
 
     def _put_together_stores(self) -> None:
         settings = self.settings
-        self.database = Database(settings.database)
+        self.database = Database(settings.database, pool=settings.database_pool)
         self.hasher = PasswordHasher(settings.password_hash_concurrency or None)
         self.users = Users(self.database, self.hasher, self.clock)
         self.sessions = Sessions(self.database, self.clock)

@@ -84,6 +84,7 @@ class Settings(BaseSettings):
     secret_keys_file: Path | None = None
     database_url: SecretStr | None = None
     database_url_file: Path | None = None
+    database_pool: Annotated[int, Field(ge=1, le=100)] = 5
     broker_url: SecretStr = SecretStr("memory://")
     broker_url_file: Path | None = None
     broker_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "authws"

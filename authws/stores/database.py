@@ -2,7 +2,7 @@
 
 Everything that the two do differently is said here, so that the stores speak one SQL:
 how a transaction begins, how an insert can succeed once, how two that look before they
-write take turns, and how a failure is named.
+write take turns, and how a failure is named; their URLs are read in ``urls``.
 Whatever fails here leaves as UnavailableError, because a decision that cannot be read
 must be refused (fail closed), never guessed.
 """
@@ -15,12 +15,13 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -28,44 +29,56 @@ from sqlalchemy import (
     Table,
     bindparam,
     event,
-    make_url,
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from authws.exceptions import ConfigurationError, UnavailableError
+from authws.stores.circuit_breaker import CircuitBreaker
+from authws.stores.urls import is_sqlite, libpq_parameters, parse
 
 try:
-    from asyncpg import InterfaceError, PostgresError
+    from asyncpg import (
+        ClientConfigurationError,
+        InterfaceError,
+        InternalClientError,
+        PostgresError,
+    )
 except ImportError:  # the extra authws[postgres] is not installed
     DRIVER_ERRORS: tuple[type[Exception], ...] = ()
+    MISCONFIGURED: tuple[type[Exception], ...] = ()
 else:
     # A refused login or a server that is just starting reaches us unwrapped.
-    DRIVER_ERRORS = (InterfaceError, PostgresError)
+    DRIVER_ERRORS = (InterfaceError, InternalClientError, PostgresError)
+    MISCONFIGURED = (ClientConfigurationError,)
 
-__all__ = ["Database", "hold", "insert_once", "migrate", "sqlite_file"]
+__all__ = [
+    "CHORE_SECONDS",
+    "Database",
+    "hold",
+    "insert_once",
+    "migrate",
+]
 
 FAILURES: tuple[type[Exception], ...] = (SQLAlchemyError, OSError, *DRIVER_ERRORS)
 BUSY_SECONDS = 5.0
 """How long a writer waits for another process's transaction on SQLite."""
-POOL_SECONDS = 10.0
-"""How long a query waits for a connection: a handshake has no use for more."""
-STATEMENT_SECONDS = 30.0
+ANSWER_SECONDS = 4.0
+"""How long anything may take that a peer waits for: first-message gives it 5 s."""
+PING_SECONDS = 1.5
+"""The same of readiness, whose checker may not wait any longer."""
+POOL = 5
+"""How many of our connections ask at once. One event loop is busy with fewer."""
+CHORE_SECONDS = 30.0
+"""How long may take what nobody waits for."""
+CONNECT_SECONDS = 10.0
 MIGRATION_SECONDS = 60.0
 """How long a process that starts waits for another that is migrating."""
 MIGRATION_LOCK = 0x61757468
 """Names our advisory lock on PostgreSQL: "auth" in ASCII."""
-
-DRIVERS = {
-    "sqlite": "sqlite+aiosqlite",
-    "sqlite+aiosqlite": "sqlite+aiosqlite",
-    "postgres": "postgresql+asyncpg",
-    "postgresql": "postgresql+asyncpg",
-    "postgresql+asyncpg": "postgresql+asyncpg",
-}
 
 
 class Database:
@@ -73,41 +86,57 @@ class Database:
 
     Args:
         url: ``sqlite:////path/to/file.db`` or ``postgresql://user:password@host/name``.
+        pool: how many connections it may have open.
 
     Raises:
         ConfigurationError: the URL is of another kind, the file cannot be made, or the
             driver is not installed. The message never holds the password.
     """
 
-    def __init__(self, url: str) -> None:
-        parsed = _parse(url)
-        self._engine = _engine(parsed)
+    def __init__(self, url: str, *, pool: int = POOL) -> None:
+        self._url = parse(url)
+        self._is_sqlite = is_sqlite(self._url)
+        self._reading = self._writing = CircuitBreaker(asyncio.Semaphore(pool))
+        if self._is_sqlite:
+            # It has one writer at a time. Queueing here is fair and costs nothing;
+            # queueing in its busy handler polls, and gives up on the unlucky.
+            self._writing = CircuitBreaker(asyncio.Semaphore(1))
+            pool += 1
+        self._engine = _engine(self._url, pool)
         self._writer = self._engine.execution_options(authws_writes=True)
-        # SQLite has one writer at a time. Queueing here is fair and costs nothing;
-        # queueing in its busy handler polls, and gives up on the unlucky.
-        self._turn = asyncio.Lock() if _is_sqlite(parsed) else nullcontext()
 
     @asynccontextmanager
-    async def begin(self) -> AsyncIterator[AsyncConnection]:
+    async def begin(
+        self, *, seconds: float = ANSWER_SECONDS
+    ) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that may write; it commits when the block ends well.
 
         Raises:
-            UnavailableError: the database cannot be reached or refused.
+            UnavailableError: the database cannot be reached, refused, or did not
+                answer within ``seconds``. Whether it committed may then be unknown.
         """
-        async with self._turn:
-            with _failures():
-                async with self._writer.begin() as connection:
-                    yield connection
+        with _failures():
+            async with (
+                self._writing.asking(seconds),
+                self._writer.begin() as connection,
+            ):
+                yield connection
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[AsyncConnection]:
+    async def connect(
+        self, *, seconds: float = ANSWER_SECONDS
+    ) -> AsyncIterator[AsyncConnection]:
         """Open a connection to read with, one statement or several.
 
         Raises:
-            UnavailableError: the database cannot be reached or refused.
+            UnavailableError: the database cannot be reached, refused, or did not
+                answer within ``seconds``.
         """
         with _failures():
-            async with self._engine.connect() as connection:
+            async with (
+                self._reading.asking(seconds),
+                self._engine.connect() as connection,
+            ):
                 yield connection
 
     async def ping(self) -> None:
@@ -116,15 +145,20 @@ class Database:
         Raises:
             UnavailableError: it did not answer.
         """
-        async with self.connect() as connection:
+        async with self.connect(seconds=PING_SECONDS) as connection:
             await connection.execute(text("SELECT 1"))
 
     async def dispose(self) -> None:
-        """Close every connection."""
-        await self._engine.dispose()
+        """Close every connection, and just drop those to a server that is silent."""
+        try:
+            await self.ping()
+        except UnavailableError:
+            await self._engine.dispose(close=self._is_sqlite)
+        else:
+            await self._engine.dispose()
 
     def __repr__(self) -> str:
-        return f"Database({self._engine.url.render_as_string(hide_password=True)!r})"
+        return f"Database({self._url.render_as_string(hide_password=True)!r})"
 
 
 async def insert_once(
@@ -168,22 +202,12 @@ def migrate(url: str) -> None:
     several processes start at once, one migrates and the others wait for it.
 
     Raises:
-        ConfigurationError: as for ``Database``.
+        ConfigurationError: as for ``Database``; or a newer release made the tables.
         UnavailableError: the database cannot be reached, or refused.
     """
-    parsed = _parse(url)
+    parsed = parse(url)
     with ThreadPoolExecutor(max_workers=1) as thread:  # a loop of its own, in a thread
         thread.submit(lambda: asyncio.run(_migrate(parsed))).result()
-
-
-def sqlite_file(url: str) -> Path | None:
-    """Return the file of an SQLite database; None for another kind.
-
-    Raises:
-        ConfigurationError: as for ``Database``.
-    """
-    parsed = _parse(url)
-    return Path(parsed.database or "") if _is_sqlite(parsed) else None
 
 
 async def _migrate(url: URL) -> None:
@@ -198,11 +222,16 @@ async def _migrate(url: URL) -> None:
                 raise UnavailableError(_describe(error)) from error
         except FAILURES as error:
             raise UnavailableError(_describe(error)) from error
+        except CommandError as error:  # it names a revision that we do not have
+            raise ConfigurationError(
+                "the database was made by a newer authws than this one; run that one, "
+                "or restore a backup"
+            ) from error
         await asyncio.sleep(0.1)
 
 
 async def _migrate_once(url: URL) -> None:
-    engine = _engine(url)
+    engine = _engine(url, pool=1)
     try:
         writer = engine.execution_options(authws_writes=True)
         async with writer.begin() as connection:
@@ -241,39 +270,19 @@ def _failures() -> Iterator[None]:
 
 def _describe(error: Exception) -> str:
     """Name a failure without its SQL, whose parameters may be anyone's data."""
-    return f"database: {type(getattr(error, 'orig', None) or error).__name__}"
+    orig: BaseException | None = getattr(error, "orig", None)
+    cause = error if orig is None else orig.__cause__ or orig
+    if isinstance(cause, MISCONFIGURED):  # a sentence about the URL's parameters
+        return f"database: {cause}"
+    return f"database: {type(cause).__name__}"
 
 
-def _parse(text: str) -> URL:
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        # The cause may quote the URL, password and all: it stays behind.
-        raise ConfigurationError("the database URL is not a URL") from None
-    driver = DRIVERS.get(url.drivername)
-    if driver is None:
-        raise ConfigurationError(
-            "the database URL must start with sqlite:/// or postgresql://, "
-            f"not {url.drivername!r:.40}"
-        )
-    url = url.set(drivername=driver)
-    if _is_sqlite(url) and url.database in {None, "", ":memory:"}:
-        raise ConfigurationError(
-            "the SQLite database must be a file: sqlite:////path/to/authws.db"
-        )
-    if "sslmode" in url.query:  # libpq's name, which people paste; asyncpg says ssl
-        mode = url.query["sslmode"]
-        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
-    return url
-
-
-def _is_sqlite(url: URL) -> bool:
-    return url.get_backend_name() == "sqlite"
-
-
-def _engine(url: URL) -> AsyncEngine:
-    if _is_sqlite(url):
-        return _sqlite_engine(url)
+def _engine(url: URL, pool: int) -> AsyncEngine:
+    # all stay open: to connect costs more than to ask
+    size = {"pool_size": pool, "max_overflow": 0}
+    if is_sqlite(url):
+        return _sqlite_engine(url, size)
+    url, dsn = libpq_parameters(url)
     try:
         return create_async_engine(
             url,
@@ -282,10 +291,11 @@ def _engine(url: URL) -> AsyncEngine:
             # is to see what was written meanwhile.
             isolation_level="READ COMMITTED",
             pool_pre_ping=True,
-            pool_timeout=POOL_SECONDS,
+            **size,
             connect_args={
-                "timeout": POOL_SECONDS,
-                "command_timeout": STATEMENT_SECONDS,
+                "timeout": CONNECT_SECONDS,
+                "command_timeout": CHORE_SECONDS,
+                "dsn": dsn,
             },
         )
     except ImportError:
@@ -294,9 +304,9 @@ def _engine(url: URL) -> AsyncEngine:
         ) from None
 
 
-def _sqlite_engine(url: URL) -> AsyncEngine:
+def _sqlite_engine(url: URL, size: dict[str, int]) -> AsyncEngine:
     _make_private_file(Path(url.database or ""))
-    engine = create_async_engine(url, hide_parameters=True, pool_timeout=POOL_SECONDS)
+    engine = create_async_engine(url, hide_parameters=True, **size)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

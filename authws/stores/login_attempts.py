@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from authws.clock import Clock
 from authws.decisions.limits import Limit
 from authws.exceptions import RateLimitedError
-from authws.stores.database import Database, hold, insert_once
+from authws.stores.database import CHORE_SECONDS, Database, hold, insert_once
 from authws.stores.schema import known_addresses, login_attempts
 
 __all__ = ["Attempt", "AttemptLimits", "LoginAttempts", "Window"]
@@ -163,7 +163,7 @@ class LoginAttempts:
             UnavailableError: the database failed.
         """
         seen_at = known_addresses.c.seen_at
-        async with self._db.begin() as connection:
+        async with self._db.begin(seconds=CHORE_SECONDS) as connection:
             await connection.execute(
                 delete(login_attempts).where(login_attempts.c.expires_at < now)
             )

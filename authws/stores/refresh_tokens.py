@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete, insert, select, update
 
 from authws.clock import Clock
-from authws.stores.database import Database
+from authws.stores.database import CHORE_SECONDS, Database
 from authws.stores.schema import refresh_tokens
 
 __all__ = ["RedeemedRefresh", "RefreshTokens"]
@@ -107,7 +107,7 @@ class RefreshTokens:
         Raises:
             UnavailableError: the database failed.
         """
-        async with self._db.begin() as connection:
+        async with self._db.begin(seconds=CHORE_SECONDS) as connection:
             await connection.execute(
                 delete(refresh_tokens).where(refresh_tokens.c.expires_at < now)
             )

@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authws.clock import Clock
 from authws.exceptions import AuthwsError
-from authws.stores.database import Database
+from authws.stores.database import CHORE_SECONDS, Database
 from authws.stores.schema import (
     ADDRESS_LENGTH,
     DIGEST_LENGTH,
@@ -242,7 +242,7 @@ class Sessions:
         Raises:
             UnavailableError: the database failed.
         """
-        async with self._db.begin() as connection:
+        async with self._db.begin(seconds=CHORE_SECONDS) as connection:
             for table in (refresh_tokens, sessions, revocations):
                 await connection.execute(delete(table).where(table.c.expires_at < now))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import delete
 
-from authws.stores.database import Database, insert_once
+from authws.stores.database import CHORE_SECONDS, Database, insert_once
 from authws.stores.schema import used_tickets
 
 __all__ = ["UsedTickets"]
@@ -40,7 +40,7 @@ class UsedTickets:
         Raises:
             UnavailableError: the database failed.
         """
-        async with self._db.begin() as connection:
+        async with self._db.begin(seconds=CHORE_SECONDS) as connection:
             await connection.execute(
                 delete(used_tickets).where(used_tickets.c.expires_at < now)
             )

@@ -23,7 +23,8 @@ __all__ = ["PostgresServer"]
 class PostgresServer(ServerProcess):
     """Private, on loopback only; ``stop`` is PostgreSQL's "fast shutdown"."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
+        """``certificate`` and key: it offers TLS, and takes nothing else."""
         programs = _programs()
         require(
             "postgresql",
@@ -45,6 +46,7 @@ class PostgresServer(ServerProcess):
         super().__init__()
         self._programs = programs
         self._data = self.directory / "data"
+        self._certificate = certificate
         self.password = secrets.token_hex(16)
         (self.port,) = free_ports(1)
 
@@ -76,6 +78,7 @@ class PostgresServer(ServerProcess):
             self._programs / "postgres",
             *("-D", self._data, "-h", "127.0.0.1", "-p", str(self.port), "-k", ""),
             *("-c", "fsync=off", "-c", "max_connections=200"),
+            *self._tls(),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -110,6 +113,20 @@ class PostgresServer(ServerProcess):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def _tls(self) -> list[str]:
+        """Copy certificate and key to where the server may have them."""
+        if self._certificate is None:
+            return []
+        words = ["-c", "ssl=on"]
+        for name, file in zip(("cert", "key"), self._certificate, strict=True):
+            copy = self.directory / name
+            copy.write_bytes(file.read_bytes())
+            copy.chmod(0o600)
+            if self._user is not None:
+                os.chown(copy, self._user.pw_uid, self._user.pw_gid)
+            words += ["-c", f"ssl_{name}_file={copy}"]
+        return words
+
     async def _initialise(self) -> None:
         password = self.directory / "password"
         password.write_text(self.password)
@@ -125,6 +142,9 @@ class PostgresServer(ServerProcess):
             **self.identity(),
         )
         assert await initdb.wait() == 0
+        if self._certificate is not None:
+            rules = self._data / "pg_hba.conf"
+            rules.write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
 
 
 def _programs() -> Path | None:
