@@ -15,9 +15,7 @@ run: install
 test: install-dev test-needs
 	$(BIN)/python -m pytest
 
-# PostgreSQL, the brokers, Node and Chromium, the Node client, and what checks deploy/;
-# see the scripts for who may what.
-test-needs: $(VENV)/bin/python
+# What the tests need beside Python's packages; see the scripts for who may what.
 test-needs: $(VENV)/bin/python
 	@sh scripts/system_packages.sh
 	@sh scripts/node_packages.sh
