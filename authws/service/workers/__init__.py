@@ -5,6 +5,7 @@ and forks before there is any: each worker makes its own of everything.
 """
 
 from authws.service.workers.process import Worker
+from authws.service.workers.siblings import Siblings, private_directory
 from authws.service.workers.supervisor import run
 
-__all__ = ["Worker", "run"]
+__all__ = ["Siblings", "Worker", "private_directory", "run"]
