@@ -77,7 +77,7 @@ class Lifeline:
             ConfigurationError: ``connect`` said so; nothing is tried any more.
         """
         self._task = asyncio.create_task(self._run())
-        await self._first_try.wait()
+        await self._first_try.wait()  # or ``stop``
         if self._refused is not None:
             raise self._refused
 
@@ -95,6 +95,7 @@ class Lifeline:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        self._first_try.set()
         await self._let_go()
 
     async def _run(self) -> None:
@@ -103,8 +104,7 @@ class Lifeline:
         while True:
             self._lost.clear()
             try:
-                async with asyncio.timeout(CONNECT_TIMEOUT):
-                    await self._connect()
+                await self._within(CONNECT_TIMEOUT, self._connect)
             except Exception as error:
                 await self._let_go()
                 if (
@@ -128,39 +128,55 @@ class Lifeline:
             if self._first_try.is_set():
                 logger.warning("%s is reached again", self._name)
             self._first_try.set()
-            attempt = 0
             told.clear()
+            began = self._clock.monotonic()
             await self._watch()
             self.is_up = False
             logger.warning("%s was lost: %s", self._name, self._why)
             await self._let_go()
-            await self._clock.sleep(backoff(0))  # all workers lose it together
+            # one that is lost again and again is no better than one that is away
+            if self._clock.monotonic() - began >= LONGEST_DELAY:
+                attempt = 0
+            await self._clock.sleep(backoff(attempt))  # all workers lose it together
+            attempt += 1
 
     async def _watch(self) -> None:
         """Return once the connection is lost."""
         while not self._lost.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PROBE_EVERY):
+                async with self._clock.timeout(PROBE_EVERY):
                     await self._lost.wait()
                 return
             try:
-                async with asyncio.timeout(PROBE_TIMEOUT):
-                    await self._probe()
+                await self._within(PROBE_TIMEOUT, self._probe)
             except Exception as error:
                 self._why = self._why if self._lost.is_set() else _describe(error)
                 return
 
     async def _let_go(self) -> None:
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(PROBE_TIMEOUT):
-                await self._disconnect()
+            await self._within(PROBE_TIMEOUT, self._disconnect)
+
+    async def _within(
+        self, seconds: float, work: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Do something of the client's, which ends in time and ends nothing else."""
+        try:
+            async with self._clock.timeout(seconds):
+                await work()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise ConnectionError("what it waited for was cancelled") from None
 
 
 def _describe(error: BaseException | str) -> str:
     """Name a failure; a client's own words may quote a URL with its password."""
     if isinstance(error, str | AuthwsError):
         return str(error)
-    words = getattr(error, "strerror", None)
-    if words is None and isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError):
         return "it does not answer"
-    return words or type(error).__name__
+    said = getattr(error, "strerror", None)
+    is_harmless = isinstance(said, str) and "@" not in said and "://" not in said
+    return said if said and is_harmless else type(error).__name__
