@@ -15,11 +15,11 @@ run: install
 test: install-dev test-needs
 	$(BIN)/python -m pytest
 
-# PostgreSQL, the brokers, Node and Chromium, and the Node client; see the scripts for
-# who may what.
-test-needs:
+# What the tests need beside Python's packages; see the scripts for who may what.
+test-needs: $(VENV)/bin/python
 	@sh scripts/system_packages.sh
 	@sh scripts/node_packages.sh
+	@sh scripts/deploy_tools.sh $(BIN)/python
 
 security: install-dev
 	@$(BIN)/python -m pytest -q tests/security
@@ -82,14 +82,15 @@ $(VENV)/.installed-bench: requirements-bench.lock $(VENV)/.installed
 # Needs uv on the PATH. No lock names an index: each machine has its own.
 UV ?= uv
 COMPILE = $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes \
-  --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
-  pyproject.toml --extra postgres --extra redis --extra nats --extra rabbitmq
+  --no-emit-index-url --no-annotate --custom-compile-command "make lock"
+OURS = pyproject.toml --extra postgres --extra redis --extra nats --extra rabbitmq
 
 lock:
-	$(COMPILE) --group build -o requirements.lock
-	$(COMPILE) --group dev -c requirements.lock -o requirements-dev.lock
-	$(COMPILE) --group bench -c requirements.lock -o requirements-bench.lock
+	$(COMPILE) $(OURS) --group build -o requirements.lock
+	$(COMPILE) $(OURS) --group dev -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) $(OURS) --group bench -c requirements.lock -o requirements-bench.lock
+	$(COMPILE) --group deploy -o tests/deploy/requirements.lock
 
 clean:
 	rm -rf $(VENV) .autobahn tests/node/node_modules bench/contenders/node/node_modules \
-	  .mypy_cache .ruff_cache .pytest_cache
+	  tests/deploy/.tools .mypy_cache .ruff_cache .pytest_cache

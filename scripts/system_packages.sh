@@ -15,6 +15,7 @@ have_postgres || missing="$missing postgresql"
 have redis-server || missing="$missing redis-server"
 have nats-server || missing="$missing nats-server"
 have rabbitmq-server || missing="$missing rabbitmq-server"
+have ip || missing="$missing iproute2"
 have_node || missing="$missing nodejs npm"
 have_chromium || missing="$missing chromium"
 [ -n "$missing" ] || exit 0
@@ -30,6 +31,7 @@ have nats-server || echo "*** SKIPPED: all tests on NATS (no nats-server here;" 
   "install nats-server)" >&2
 have rabbitmq-server || echo "*** SKIPPED: all tests on RabbitMQ (no rabbitmq-server" \
   "here; install rabbitmq-server)" >&2
+have ip || echo "*** SKIPPED: all tests on two hosts (no ip here; install iproute2)" >&2
 have_node || echo "*** SKIPPED: all tests with the Node client (no node and npm here;" \
   "install nodejs and npm)" >&2
 have_chromium || echo "*** SKIPPED: all tests in a browser (no chromium here;" \

@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 import authws
 from authws import close_codes
+from authws.brokers.urls import SCHEMES
 from authws.decisions import messages
 from authws.live.connection import ConnectionLimits
 from authws.service.app import create_app, websocket_endpoints
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
     *(ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md")),
     ROOT / "examples" / "README.md",
+    ROOT / "deploy" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 )
 PROTOCOL, SETTINGS, REST = (
@@ -38,7 +40,7 @@ UNLISTED = {("GET", "/metrics"), ("GET", "/docs"), ("GET", "/openapi.json")}
 
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-PATH = re.compile(r"`((?:tests|authws|docs|examples|scripts)/[\w./-]*)`")
+PATH = re.compile(r"`((?:tests|authws|docs|examples|scripts|deploy)/[\w./-]*)`")
 CASE = re.compile(r"\b[A-Z]{2,5}-\d{2}\b")
 
 
@@ -106,6 +108,11 @@ def test_every_variable_named_is_a_setting(document: Path) -> None:
     named = set(re.findall(r"AUTHWS_([A-Z][A-Z_]*[A-Z])\b", text))
     # The README's own walk keeps a password there for its commands.
     assert named - {"PASSWORD"} <= {name.upper() for name in Settings.model_fields}
+
+
+def test_every_form_of_the_brokers_url_is_documented() -> None:
+    (row,) = (row for row in rows(prose(SETTINGS)) if row[0] == "AUTHWS_BROKER_URL")
+    assert set(re.findall(r"`(\w+)://`", row[2])) == SCHEMES.keys()
 
 
 def test_the_limits_of_a_connection_are_the_settings() -> None:

@@ -59,12 +59,13 @@ class LastingConnection:
         self._to_tell: deque[Event | Lost] = deque()
         self._why: ClientError | None = None
         """Why there is no connection."""
-        self._delay = 0.0
+        self._come_back_at = 0.0
         self._attempts = 0
         self._asked_delay: float | None = None
         """Seconds that the server asked us to stay away."""
         self._opened_at = _now()
         self._join_again_at: float | None = None
+        """When the rooms that are outstanding are to be asked for."""
         self._is_closed = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -201,11 +202,12 @@ class LastingConnection:
         if self._is_closed.is_set() or not _is_mended_by_coming_back(error):
             raise error
         self._places.lose()
-        self._delay = self._next_delay(error)
+        delay = self._next_delay(error)
+        self._come_back_at = _now() + delay
         self._connection = None
         self._join_again_at = None
         self._why = error
-        self._to_tell.append(Lost(error, self._delay))
+        self._to_tell.append(Lost(error, delay))
 
     def _next_delay(self, error: ClientError) -> float:
         was_open = self._connection is not None
@@ -222,7 +224,7 @@ class LastingConnection:
 
     async def _come_back(self) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._delay):
+            async with asyncio.timeout_at(self._come_back_at):
                 await self._is_closed.wait()
         self._check_open()
         connection = await self._again()
@@ -230,7 +232,7 @@ class LastingConnection:
             await connection.close()
         self._check_open()
         self._connection = connection
-        self._opened_at = _now()
+        self._opened_at = self._join_again_at = _now()
         if connection.welcome is not None:
             self._to_tell.append(connection.welcome)
         await self._join_outstanding(connection)
@@ -240,9 +242,9 @@ class LastingConnection:
             raise EndedError(Ending.of(CloseCode.NORMAL, ""))
 
     async def _join_outstanding(self, connection: Connection) -> None:
-        self._join_again_at = None
         for room in self._places.outstanding():
             await connection.join(room, since=self._places.ask(room))
+        self._join_again_at = None  # and not before: who listens may be cancelled
 
 
 def _is_mended_by_coming_back(error: ClientError) -> bool:

@@ -92,12 +92,13 @@ def rotate_keys(settings: Settings, keep: int = 2) -> str:
     ``keep`` older keys go on verifying, so that nobody is dropped.
 
     Raises:
-        ConfigurationError: the secrets come from the environment, and are yours to
-            rotate there.
+        ConfigurationError: the secrets come from the environment or from a file of
+            their own, and are yours to rotate there.
     """
     if settings.secret_keys and settings.signing_algorithm == "HS256":
+        where = settings.secret_keys_file or "AUTHWS_SECRET_KEYS"
         raise ConfigurationError(
-            "AUTHWS_SECRET_KEYS holds the keys: append a new one there, newest last"
+            f"{where} holds the keys: append a new one there, newest last"
         )
     prepare_data_dir(settings.data_dir)
     path = settings.data_dir / FILE_NAME

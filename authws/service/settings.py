@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -21,6 +21,7 @@ from pydantic_settings import (
 from authws.decisions.history import DEFAULT_RULES
 from authws.decisions.origins import Origin, is_loopback
 from authws.exceptions import ConfigurationError
+from authws.service.secret_files import read_secret
 
 __all__ = [
     "PREFIX",
@@ -35,6 +36,10 @@ PREFIX = "AUTHWS_"
 NO_SETTING = re.compile(r"AUTHWS_(PASSWORD|TEST_\w+)")
 """Variables of our name that are no settings: the password that ``authws connect``
 reads, and what the tests read."""
+
+FILED = ("secret_keys", "database_url", "broker_url")
+"""The settings that are secrets. Each may stand in a file, which the setting of its
+name and ``_file`` names."""
 
 N = TypeVar("N", int, float)
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -76,9 +81,12 @@ class Settings(BaseSettings):
     # where things are
     data_dir: Path = Path("data")
     secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    secret_keys_file: Path | None = None
     database_url: SecretStr | None = None
+    database_url_file: Path | None = None
     database_pool: Annotated[int, Field(ge=1, le=100)] = 5
     broker_url: SecretStr = SecretStr("memory://")
+    broker_url_file: Path | None = None
     broker_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "authws"
 
     # who may come in from where
@@ -158,6 +166,12 @@ class Settings(BaseSettings):
     security_log: str = "-"
     docs: bool = True
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_files(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Put what the files say where the settings are."""
+        return {**given, **_said_by_files(given)}
+
     @field_validator(
         "allowed_origins",
         "allowed_hosts",
@@ -171,7 +185,8 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        parts = tuple(part.strip() for part in value.split(",") if part.strip())
+        listed = re.split("[,\n]", value)  # a file has a line for each
+        parts = tuple(part.strip() for part in listed if part.strip())
         if value and not parts:
             raise ValueError(
                 "nothing stands between the commas; unset it, or list some"
@@ -284,6 +299,29 @@ def nearest_setting(name: str) -> str | None:
     """Return the setting whose name is most like this one, if one is."""
     found = get_close_matches(name.lower(), Settings.model_fields, n=1)
     return found[0] if found else None
+
+
+def _said_by_files(given: Mapping[str, Any]) -> dict[str, str]:
+    """Read each secret whose file is named.
+
+    Raises:
+        ConfigurationError: a file cannot be used, or the secret was given beside it.
+    """
+    said = {}
+    for name in FILED:
+        path = given.get(f"{name}_file")
+        if path is None:
+            continue
+        variable = f"{PREFIX}{name.upper()}"
+        if given.get(name) is not None:
+            raise ConfigurationError(
+                f"{variable} and {variable}_FILE are both set; unset one"
+            )
+        try:
+            said[name] = read_secret(Path(path))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{variable}_FILE: {error}") from None
+    return said
 
 
 def _given(value: N | None, usual: N) -> N:

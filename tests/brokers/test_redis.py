@@ -16,7 +16,7 @@ import pytest
 
 from authws.brokers import open_broker
 from authws.brokers.redis.lines import MAX_WAITING, MAX_WAITING_BYTES
-from authws.brokers.redis.wire import read_message
+from authws.brokers.redis.wire import LIVES, read_message
 from authws.decisions.history import Position, Retention
 from authws.exceptions import ConfigurationError, UnavailableError
 from tests.brokers.peers import KEEP, Peer, settled
@@ -149,13 +149,16 @@ async def test_history_goes_on_over_a_restart_with_persistence() -> None:
                 for later, place in enumerate(peer.positions("room"))
                 if later > number
             )
-        # a life later the positions of the one before are good, those before it are not
-        await server.kill()
-        await server.start()
-        await peer.until(lambda: len(peer.interruptions) >= 2)
-        assert (await peer.broker.replay("room", KEEP, peer.positions("room")[-1]))[
-            :2
-        ] == ((), True)
+        # the positions of some lives are remembered, those of the first for that long
+        for life in range(LIVES):
+            first = await peer.broker.replay("room", KEEP, positions[0])
+            assert first.is_complete
+            assert [data for _, data in first.messages] == [b"1", b"2", b"3", b"4"]
+            await server.kill()
+            await server.start()
+            await peer.until(lambda life=life: len(peer.interruptions) >= life + 2)  # type: ignore[misc]
+            last = await peer.broker.replay("room", KEEP, peer.positions("room")[-1])
+            assert last[:2] == ((), True)
         assert not (await peer.broker.replay("room", KEEP, positions[0])).is_complete
 
 
@@ -740,7 +743,7 @@ async def test_cluster_has_to_be_named_and_so_does_none() -> None:
         ("redis://a/1?cluster=1", "number of a database"),
         ("redis://a/one", "number of a database"),
         ("redis://a?cluster=1&sentinel=m", "no Sentinels"),
-        ("redis://a?sentinel=", "name of a primary"),
+        ("redis://a?sentinel=", "as name=value"),
         ("rediss://a?ca=/nowhere.pem", "PEM"),
     ],
 )

@@ -135,7 +135,7 @@ def test_keys_in_the_environment_are_not_rotated_behind_its_back(
         (["--host", "0.0.0.0"], {}, "--tls-cert"),  # noqa: S104
         (["--host", "127.evil.example.com"], {}, "bind 127.0.0.1"),
         (["--host", "127.1"], {}, "bind 127.0.0.1"),
-        (["--workers", "2"], {}, "use one worker"),
+        (["--workers", "2"], {}, "AUTHWS_BROKER_URL to redis://, nats:// or amqp://"),
         ([], {"AUTHWS_SECRET_KEYS": "changeme"}, "token_urlsafe"),
         ([], {"AUTHWS_ALLOWED_ORIGINS": "*"}, "list each origin"),
         (["--behind-proxy"], {}, "AUTHWS_PUBLIC_ORIGIN"),
@@ -166,7 +166,8 @@ def test_keys_in_the_environment_are_not_rotated_behind_its_back(
         ([], {"AUTHWS_SECURITY_LOG": "/proc/self"}, "AUTHWS_SECURITY_LOG"),
         ([], {"AUTHWS_DATABASE_URL": "sqlite:////nonexist/x.db"}, "/nonexist/x.db"),
         ([], {"AUTHWS_DATABASE_URL": NO_DATABASE}, "AUTHWS_DATABASE_URL"),
-        ([], {"AUTHWS_BROKER_URL": "redis://x"}, "memory://"),
+        ([], {"AUTHWS_BROKER_URL": "redis://x"}, "without a password"),
+        ([], {"AUTHWS_BROKER_URL": "kafka://x"}, "memory://"),
         ([], {"AUTHWS_JWKS_URL": "https://a.example/jwks"}, "AUTHWS_JWKS_ISSUER"),
         ([], {"AUTHWS_JWKS_ISSUER": "https://a.example"}, "AUTHWS_JWKS_URL"),
         ([], {"AUTHWS_JWKS_AUDIENCE": "chat"}, "AUTHWS_JWKS_URL"),

@@ -6,8 +6,9 @@ import asyncio
 import json
 import random
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from websockets.asyncio.client import ClientConnection
 
 from authws.brokers.base import Replay
 from authws.client import (
+    Ack,
     Client,
     ClientError,
     EndedError,
@@ -118,7 +120,7 @@ class Speaker:
 
 @asynccontextmanager
 async def speaking(service: Service, *rooms: str) -> AsyncIterator[Speaker]:
-    async with await service.connect("query-param", "bob") as peer:
+    async with await service.connect("query-param", "bob", max_queue=None) as peer:
         for room in rooms or ("lobby",):
             await peer.send(json.dumps({"type": "join", "room": room}))
         yield Speaker(peer)
@@ -437,6 +439,69 @@ async def test_a_broker_that_is_away_is_waited_for(
         await alice.until(lambda: alice.said() == [1, 2, 3])
         assert [e.recovered for e in alice.of(Joined)] == [None, True]
         assert len(alice.of(Welcome)) == 1  # the connection itself was good
+
+
+async def test_a_publish_that_the_broker_did_not_take_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        cuttable(tmp_path) as (service, line),
+        listening(origin(line), "lobby") as alice,
+    ):
+        broker = service.house.broker
+        publish = broker.publish
+
+        def fail(*_: Any) -> None:
+            raise UnavailableError("away")
+
+        monkeypatch.setattr(broker, "publish", fail)
+        await alice.connection.publish("lobby", "lost", message_id=7)
+        await alice.until(lambda: alice.of(Failure))
+        (told,) = alice.of(Failure)
+        assert (told.slug, told.id) == ("unavailable", 7)
+        monkeypatch.setattr(broker, "publish", publish)
+        await alice.connection.publish("lobby", "said", message_id=8)
+        await alice.until(lambda: alice.of(Ack))
+        assert alice.said() == ["said"]
+        assert alice.of(Lost) == []
+
+
+async def test_listening_may_be_cancelled_at_any_time(tmp_path: Path) -> None:
+    """As it is by ``asyncio.timeout``: nothing is lost by that either."""
+    names = [f"room-{number}" for number in range(20)]
+    async with (
+        cuttable(tmp_path) as (service, line),
+        speaking(service, *names) as bob,
+        Client(origin(line)) as client,
+    ):
+        await client.log_in("alice", PASSWORD)
+        async with await client.stay_connected(Strategy.FIRST_MESSAGE) as connection:
+            heard: list[Event | Lost] = []
+
+            async def until(condition: Callable[[], object]) -> None:
+                patience, waits = time.monotonic() + PATIENCE, 0
+                while not condition():
+                    assert time.monotonic() < patience
+                    waits += 1
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(0.001 * (1 + waits % 50)):
+                            heard.append(await connection.receive_event())
+
+            def joined() -> list[Joined]:
+                return [event for event in heard if isinstance(event, Joined)]
+
+            for name in names:
+                await connection.join(name)
+            await until(lambda: len(joined()) == len(names))
+            line.cut()
+            for name in names:
+                await bob.says("missed", room=name)
+            line.mend()
+            await until(lambda: len(joined()) == 2 * len(names))
+            await until(
+                lambda: sum(isinstance(e, Message) for e in heard) == len(names)
+            )
+            assert all(event.recovered for event in joined()[len(names) :])
 
 
 # ------------------------------------------------------------------------- the endings

@@ -287,6 +287,20 @@ async def test_secrets_that_others_can_read_are_refused(
         doctor.check(settings(tmp_path))
 
 
+@pytest.mark.parametrize("case", ["CFG-10-named"])
+async def test_a_secrets_own_file_that_others_can_read_is_refused(
+    tmp_path: Path, case: str
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text(STRONG)
+    path.chmod(0o644)
+    status, printed = authws(tmp_path, "serve", AUTHWS_SECRET_KEYS_FILE=str(path))
+    assert status != 0
+    assert f"chmod 440 {path}" in printed
+    assert STRONG not in printed
+    assert "Traceback" not in printed
+
+
 @pytest.mark.parametrize(
     "name",
     ["AUTHWS_SECRET_KEY", "AUTHWS_QUERY_PARAM_ACCEPT", "AUTHWS_RFUSE"],

@@ -11,9 +11,6 @@ import json
 import ssl
 import struct
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +18,12 @@ import httpx
 import pytest
 import pytest_asyncio
 import websockets
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    SECP256R1,
-    EllipticCurvePrivateKey,
-    generate_private_key,
-)
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
-from cryptography.x509.oid import NameOID
 from websockets.exceptions import InvalidStatus
 
 from authws.client import Client, UnreachableError
 from authws.exceptions import ConfigurationError
 from authws.service.server import build_config
+from tests.certificates import Certificates, issue
 from tests.grants import grant, hear, present, say
 from tests.running import STRATEGIES, Service, running
 from tests.security.peers import bearer, controlled
@@ -49,68 +34,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 LOGIN = {"username": "nobody", "password": "not the password of anybody"}
 
 
-# ------------------------------------------------------------------------- certificates
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """A throw-away authority, and what it signed for 127.0.0.1."""
-
-    authority: Path
-    certificate: Path
-    key: Path
-
-    def trusting(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=str(self.authority))
-
-
-def sign(
-    name: str,
-    key: EllipticCurvePrivateKey,
-    issuer: str,
-    issuer_key: EllipticCurvePrivateKey,
-) -> x509.Certificate:
-    """Sign a certificate: of an authority if it signs itself, else of a server."""
-    named = [x509.NameAttribute(NameOID.COMMON_NAME, text) for text in (name, issuer)]
-    today = datetime.now(UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name(named[:1]))
-        .issuer_name(x509.Name(named[1:]))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(today - timedelta(days=1))
-        .not_valid_after(today + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(name == issuer, None), critical=True)
-        .add_extension(
-            x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
-        )
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
-            critical=False,
-        )
-    )
-    if name != issuer:
-        address = x509.IPAddress(IPv4Address("127.0.0.1"))
-        builder = builder.add_extension(
-            x509.SubjectAlternativeName([address]), critical=False
-        )
-    return builder.sign(issuer_key, SHA256())
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    folder = tmp_path_factory.mktemp("certificates")
-    authority_key, key = (generate_private_key(SECP256R1()) for _ in range(2))
-    authority = sign("authority", authority_key, "authority", authority_key)
-    certificate = sign("server", key, "authority", authority_key)
-    made = Certificates(folder / "ca.pem", folder / "server.pem", folder / "key.pem")
-    made.authority.write_bytes(authority.public_bytes(Encoding.PEM))
-    made.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
-    made.key.write_bytes(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
-    return made
+    return issue(tmp_path_factory.mktemp("certificates"))
 
 
 # ----------------------------------------------------------------------------- services

@@ -44,29 +44,41 @@ STATE_EXTRA = 86_400
 Whoever comes back within them hears that nothing is missing; whoever comes later, that
 it cannot be known."""
 
+LIVES = 8
+"""Epochs that are remembered beside the present one."""
+
 _READ_STATE = f"""
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local life, epoch, top, last, before, bound
+local life, epoch, top, last, past
 local state = redis.call('GET', KEYS[2])
 if state then
-  life, epoch, top, last, before, bound = cmsgpack.unpack(state)
+  life, epoch, top, last, past = cmsgpack.unpack(state)
 else
   redis.call('DEL', KEYS[1])
+  past = {{}}
 end
 if life ~= ARGV[1] then
-  before, bound = epoch or false, top or 0
+  if life then
+    for i = 2, #past, 2 do past[i] = math.min(past[i], top) end
+    past[#past + 1], past[#past + 2] = epoch, top
+    if #past > {2 * LIVES} then
+      table.remove(past, 1)
+      table.remove(past, 1)
+    end
+  end
   epoch = string.sub(redis.sha1hex(ARGV[1] .. clock[1] .. clock[2]), 1, {EPOCH_LENGTH})
-  life, top, last = ARGV[1], bound, last or 0
+  life, top, last = ARGV[1], top or 0, last or 0
 end
 """
 # A life is what Redis calls a replication id: another one after every restart and every
 # promotion of a replica. Both may have lost the last messages, whose offsets are then
-# given again to others. So each life begins an epoch, and the one before is good only
-# up to where this life found it: whoever holds a later offset has seen what is lost.
+# given again to others. So each life begins an epoch, and those before are good only up
+# to where later lives found them: whoever holds a later offset has seen what is lost.
+# ``past`` has them, the oldest first: an epoch, and how far it is good.
 
 _WRITE_STATE = f"""
-state = cmsgpack.pack(life, epoch, top, last, before, bound)
+state = cmsgpack.pack(life, epoch, top, last, past)
 redis.call('SET', KEYS[2], state, 'PX', ARGV[2] + {STATE_EXTRA * 1000})
 """
 
@@ -84,13 +96,15 @@ redis.call(ARGV[4], ARGV[5], '\\1k' .. epoch .. struct.pack('>I8', top) .. ARGV[
 
 REPLAY = f"""{_READ_STATE}{_WRITE_STATE}
 local since = tonumber(ARGV[4])
-local known = since and since <= top
-  and (ARGV[3] == epoch or ARGV[3] == before and since <= bound)
+local known = since and since <= top and ARGV[3] == epoch
+for i = 1, #past, 2 do
+  known = known or since and ARGV[3] == past[i] and since <= past[i + 1]
+end
 local kept = {{}}
 if known and since < top then
   kept = redis.call('XREVRANGE', KEYS[1], '+', now - ARGV[2], 'COUNT', top - since)
 end
-return {{epoch, top, before, bound, known and 1 or 0, kept}}
+return {{epoch, top, known and 1 or 0, kept, past}}
 """
 # Offsets have no gaps: what came after ``since`` is the last ``top - since`` entries,
 # and if they are fewer, some are gone.
@@ -203,13 +217,15 @@ def _read_epoch(text: bytes) -> str | None:
 
 def read_replay(answer: Sequence[Any], since: Position | None) -> Replay:
     """Return what the script found."""
-    epoch, top, before, bound, is_known, kept = answer
-    names = {True: epoch.decode(), False: before.decode() if before else ""}
+    epoch, top, is_known, kept, past = answer
+    lives = [*zip(past[::2], past[1::2], strict=True), (epoch, top)]
     messages = []
     for entry, (_, data) in reversed(kept):
         offset = int(entry.partition(b"-")[2])
-        messages.append((Position(names[offset > bound], offset), data))
+        # that of the life in which it was published, as who heard it then has it
+        of = next((epoch for epoch, good in lives if offset <= good), epoch)
+        messages.append((Position(of.decode(), offset), data))
     is_complete = since is None or (
         bool(is_known) and len(messages) == top - since.offset
     )
-    return Replay(tuple(messages), is_complete, Position(names[True], top))
+    return Replay(tuple(messages), is_complete, Position(epoch.decode(), top))
