@@ -29,6 +29,8 @@ PROBE_EVERY = 1.0
 """Seconds between two questions whether the broker is there: a process that is stopped,
 or a network that is cut, sends no sign of it."""
 PROBE_TIMEOUT = 2.0
+LATE = 0.5
+"""Seconds by which a timeout comes too late if it is this process that stood still."""
 FIRST_DELAY = 0.05
 LONGEST_DELAY = 5.0
 
@@ -143,10 +145,14 @@ class Lifeline:
                 async with asyncio.timeout(PROBE_EVERY):
                     await self._lost.wait()
                 return
+            loop = asyncio.get_running_loop()
+            due = loop.time() + PROBE_TIMEOUT
             try:
-                async with asyncio.timeout(PROBE_TIMEOUT):
+                async with asyncio.timeout_at(due):
                     await self._probe()
             except Exception as error:
+                if isinstance(error, TimeoutError) and loop.time() > due + LATE:
+                    continue  # the answer may be there, and nobody looked
                 self._why = self._why if self._lost.is_set() else _describe(error)
                 return
 
