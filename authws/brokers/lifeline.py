@@ -92,11 +92,11 @@ class Lifeline:
 
     async def stop(self) -> None:
         """End it; nothing is tried any more."""
-        self.is_up = False
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        while task is not None and not task.done():
+            task.cancel()  # once may be lost: wait_for swallows it on Python 3.11
+            await asyncio.wait((task,), timeout=PROBE_TIMEOUT)
+        self.is_up = False
         await self._let_go()
 
     async def _run(self) -> None:

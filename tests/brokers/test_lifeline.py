@@ -124,3 +124,26 @@ async def test_nobody_is_lost_because_we_stood_still(
     assert line.is_up
     assert not caplog.records
     await line.stop()
+
+
+async def test_it_ends_though_a_client_swallows_that_it_is_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PROBE_TIMEOUT", 0.1)
+    swallowed = 0
+
+    async def connect() -> None:
+        nonlocal swallowed
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed += 1
+
+    line = Lifeline("it", connect=connect, probe=nothing, disconnect=nothing)
+    starting = asyncio.ensure_future(line.start())
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        await line.stop()
+        await starting
+    assert swallowed == 1
+    assert not line.is_up

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from nats.aio.client import Client
 
 from authws.brokers import open_broker
 from authws.brokers.lifeline import CALL_TIMEOUT
+from authws.brokers.nats import connection
 from authws.brokers.nats import waiting as waits
 from authws.brokers.nats.streams import FEW
 from authws.decisions.history import Position, Retention
@@ -1061,3 +1062,22 @@ async def test_any_server_of_the_url_will_do(
             peer = await listening(url, "room")
             await peer.publish("room", b"x", KEEP)
             await peer.until(lambda peer=peer: bool(peer.heard))  # type: ignore[misc]
+
+
+async def test_a_timeout_that_nats_py_swallows_is_one_all_the_same(
+    server: NatsServer, listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ``asyncio.wait_for`` does, on Python 3.11, if what it waits for just came."""
+    monkeypatch.setattr(connection, "HOST_TIMEOUT", 0.1)
+    connect = Client.connect
+
+    async def late(self: Client, *args: Any, **options: Any) -> None:
+        await connect(self, *args, **options)
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(Client, "connect", late)
+    peer = await listening(server.url, is_up=False)
+    assert not peer.broker.is_up
+    monkeypatch.undo()
+    await peer.until(lambda: peer.broker.is_up)

@@ -176,6 +176,9 @@ class Connection:
         )
         if not credentials:
             secret()
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError  # wait_for swallows it on Python 3.11
 
     async def _note_error(self, error: Exception) -> None:
         if not self._is_connected:
