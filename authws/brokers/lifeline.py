@@ -29,6 +29,8 @@ PROBE_EVERY = 1.0
 """Seconds between two questions whether the broker is there: a process that is stopped,
 or a network that is cut, sends no sign of it."""
 PROBE_TIMEOUT = 2.0
+LATE = 0.5
+"""Seconds by which a timeout comes too late if it is this process that stood still."""
 FIRST_DELAY = 0.05
 LONGEST_DELAY = 5.0
 
@@ -90,11 +92,11 @@ class Lifeline:
 
     async def stop(self) -> None:
         """End it; nothing is tried any more."""
-        self.is_up = False
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        while task is not None and not task.done():
+            task.cancel()  # once may be lost: wait_for swallows it on Python 3.11
+            await asyncio.wait((task,), timeout=PROBE_TIMEOUT)
+        self.is_up = False
         self._first_try.set()
         await self._let_go()
 
@@ -147,9 +149,13 @@ class Lifeline:
                 async with self._clock.timeout(PROBE_EVERY):
                     await self._lost.wait()
                 return
+            due = self._clock.monotonic() + PROBE_TIMEOUT
             try:
                 await self._within(PROBE_TIMEOUT, self._probe)
             except Exception as error:
+                is_late = self._clock.monotonic() > due + LATE
+                if isinstance(error, TimeoutError) and is_late:
+                    continue  # the answer may be there, and nobody looked
                 self._why = self._why if self._lost.is_set() else _describe(error)
                 return
 

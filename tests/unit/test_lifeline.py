@@ -414,7 +414,7 @@ class SystemLikeError(OSError):
         (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
         (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
         (ssl.SSLError(1, "[SSL] certificate verify failed"), "certificate verify"),
-        (TimeoutError(), "TimeoutError"),
+        (TimeoutError(), "it does not answer"),
         (OSError("no"), "OSError"),
         (ClientError(f"cannot connect to {URL}"), "ClientError"),
         (SystemLikeError(1, f"cannot connect to {URL}"), "SystemLikeError"),
