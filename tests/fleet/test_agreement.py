@@ -64,7 +64,9 @@ async def test_all_members_hear_all_messages_once_in_each_publishers_order(
     assert orders[0] == orders[1] == orders[2] == orders[3]
 
 
-async def test_a_burst_of_publishes_is_acknowledged_and_heard_in_order(fleet: Fleet) -> None:
+async def test_a_burst_of_publishes_is_acknowledged_and_heard_in_order(
+    fleet: Fleet,
+) -> None:
     name = room()
     alice = await fleet.enter(0, "alice", name)
     bob = await fleet.enter(1, "bob", name)

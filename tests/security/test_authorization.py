@@ -147,7 +147,9 @@ async def test_another_users_room_stays_shut_and_says_nothing(
         assert (refusal["type"], refusal["slug"]) == ("error", "forbidden")
         assert "members" not in refusal
         empty = await join(other, f"{room}.not-there")
-        del refusal["detail"], empty["detail"]
+        for answer, asked in ((refusal, room), (empty, f"{room}.not-there")):
+            assert answer.pop("room") == asked
+            del answer["detail"]
         assert empty == refusal  # nor whether anybody is in it
         for message in ({"type": "publish", "data": "x"}, {"type": "leave"}):
             await say(other, room=room, **message)
@@ -177,6 +179,8 @@ async def test_another_users_room_gives_none_of_its_history(
             await join(other, "alice.diary", since={"epoch": "x", "offset": 0}),
             await join(other, "alice.not-there", since=start),
         ]
+        asked = [refusal.pop("room") for refusal in refusals]
+        assert asked == ["alice.diary", "alice.diary", "alice.not-there"]
         assert all(refusal == refusals[0] for refusal in refusals)
         assert (refusals[0]["type"], refusals[0]["slug"]) == ("error", "forbidden")
         assert refusals[0].keys() == {"type", "slug", "detail"}

@@ -161,7 +161,7 @@ async def test_fault_of_a_handler_is_a_1011_that_tells_nothing(
     async with running(tmp_path) as service:
         await service.add_user("alice")
         granted = await grant(service, path.split("/")[2])
-        monkeypatch.setattr(type(service.house.hub), "publish", failing)
+        monkeypatch.setattr(type(service.house.hub.rooms), "publish", failing)
         async with enter(service, path, granted) as peer:
             await join(peer, "lobby")
             await say(peer, type="publish", room="lobby", data=CANARY)
@@ -495,7 +495,7 @@ async def test_text_arrives_as_the_string_it_was(
         heard = await hear(peer)
     assert heard["data"] == text
     assert heard["from"] == "alice"
-    assert set(heard) == {"type", "room", "from", "data", "at"}
+    assert set(heard) == {"type", "room", "from", "data", "at", "epoch", "offset"}
 
 
 ANSWERS = {
@@ -552,6 +552,7 @@ async def test_who_is_in_a_room_is_for_its_members(
     ):
         await join(member, room)
         answers = [await join(outsider, one) for one in (room, "private-nobody")]
+        assert [answer.pop("room") for answer in answers] == [room, "private-nobody"]
         assert answers[0] == answers[1]  # nor whether there is such a room
         assert answers[0]["slug"] == "forbidden"
         await say(member, type="publish", room=room, data=1)
