@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,6 +83,11 @@ log.file = false
             await reader.readexactly(1)
         finally:
             writer.close()
+
+    async def __aexit__(self, *_: object) -> None:
+        await super().__aexit__()
+        with contextlib.suppress(AssertionError, ProcessLookupError):
+            self.send(signal.SIGKILL)  # the mapper, if the node ended by itself
 
     async def has_noted_its_streams(self) -> None:
         """Wait until it would find its streams again if it were killed.
