@@ -402,6 +402,8 @@ class Rooms(Mapping[str, Room]):
         else:
             room.position = replay.top
             self._tell_resync(room)
+            # what waited since before the broker forgot is not beyond that place
+            held = [one for one in held if one[0].epoch == replay.top.epoch]
         if room.doubts != doubts:  # something was lost since: that is not all
             room.held = held
             held = []

@@ -113,6 +113,35 @@ async def test_what_waits_is_bounded_and_the_rest_is_read_again(
         assert bob.of_type("resync") == []
 
 
+async def test_what_waited_since_before_the_broker_forgot_is_not_told_behind_it() -> (
+    None
+):
+    """Members were told to begin anew, from a place that it is not beyond."""
+    async with workers(2) as all_of_them:
+        one, two = all_of_them
+        alice = await one.guest("alice", "lobby")
+        bob = await two.guest("bob", "lobby")
+        two.broker.gate.clear()
+        two.broker.cut()
+        two.broker.mend()
+        await settle()
+        say(alice, "waits")
+        await settle()
+        assert two.hub.rooms["lobby"].held
+        for worker in all_of_them:
+            worker.broker.cut()
+        all_of_them.bus.forget_all()
+        for worker in all_of_them:
+            worker.broker.mend()
+        two.broker.gate.set()
+        await settle()
+        say(alice, "new")
+        await settle()
+        (told,) = bob.of_type("resync")
+        assert position(told) == {"epoch": "another1", "offset": 0}
+        assert texts(bob) == ["new"]
+
+
 async def test_a_peer_that_heard_more_than_its_new_worker_costs_nobody_a_message() -> (
     None
 ):

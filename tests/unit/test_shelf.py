@@ -89,6 +89,29 @@ def test_offsets_may_be_given_and_have_gaps() -> None:
     assert (data(whole), whole.is_complete) == ([b"5", b"9", b"20"], True)
 
 
+def test_of_a_row_that_is_known_nothing_is_missing_where_nothing_is() -> None:
+    shelf, _ = make()
+    shelf.put("a", 12, b"12", KEEP)
+    shelf.know_up_to(20)
+    assert shelf.replay("b", KEEP, None).top == Position("e", 20)
+    assert shelf.replay("b", KEEP, Position("e", 15)).is_complete
+    assert data(shelf.replay("a", KEEP, Position("e", 3))) == [b"12"]
+    assert shelf.replay("a", KEEP, Position("e", 20)).is_complete
+    assert not shelf.replay("a", KEEP, Position("e", 21)).is_complete
+
+
+@pytest.mark.parametrize(("age", "is_kept"), [(9.9, True), (10.1, False)])
+def test_what_was_published_a_while_ago_is_kept_for_the_rest_of_its_time(
+    age: float, is_kept: bool
+) -> None:
+    shelf, _ = make()
+    shelf.put("a", 1, b"1", KEEP, age)
+    replay = shelf.replay("a", KEEP, Position("e", 0))
+    assert (data(replay), replay.is_complete) == (
+        ([b"1"], True) if is_kept else ([], False)
+    )
+
+
 def test_of_what_came_before_all_that_is_known_nothing_is_whole() -> None:
     shelf, _ = make()
     shelf.forget_before(9)
@@ -250,7 +273,7 @@ class Shelves(RuleBasedStateMachine):
     @rule(name=channel, size=st.sampled_from([0, 1, 50, 300, 5000]))
     def append(self, name: str, size: int) -> None:
         text = b"x" * size
-        position = self.shelf.append(name, text, KEEPS[name])
+        position = self._put(name, text)
         assert position.epoch == "e"
         assert all(position.offset > said.offset for said in self.all[name])
         assert all(position.offset > offset for offset in self.given[name])
@@ -312,6 +335,9 @@ class Shelves(RuleBasedStateMachine):
         assert self.shelf.size <= (self.max_bytes or self.shelf.size)
         assert len(kept) <= self.max_channels
 
+    def _put(self, name: str, text: bytes) -> Position:
+        return self.shelf.append(name, text, KEEPS[name])
+
     @property
     def _has_room(self) -> bool:
         return not self.max_bytes and self.max_channels >= len(KEEPS)
@@ -332,10 +358,37 @@ class FewChannels(Shelves):
     max_channels = 2
 
 
-for machine in (Shelves, SmallShelves, FewChannels):
+class OneRow(Shelves):
+    """Channels share one row of offsets, as a stream that is read has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = 5
+        self.shelf.forget_before(self.row)
+
+    def _put(self, name: str, text: bytes) -> Position:
+        self.row += 1
+        return self.shelf.put(name, self.row, text, KEEPS[name])
+
+    @rule(others=st.integers(0, 3))
+    def read_on(self, others: int) -> None:
+        """Past what is none of these channels'."""
+        self.row += others
+        self.shelf.know_up_to(self.row)
+
+
+class SmallRow(OneRow):
+    """Beyond its bytes most of the time."""
+
+    max_bytes = 4 * CHANNEL_OVERHEAD + 3 * OVERHEAD
+
+
+for machine in (Shelves, SmallShelves, FewChannels, OneRow, SmallRow):
     machine.TestCase.settings = settings(
         max_examples=60, stateful_step_count=40, deadline=None
     )
 TestShelves = Shelves.TestCase
 TestSmallShelves = SmallShelves.TestCase
 TestFewChannels = FewChannels.TestCase
+TestOneRow = OneRow.TestCase
+TestSmallRow = SmallRow.TestCase
