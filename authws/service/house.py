@@ -309,7 +309,7 @@ class House:
         await asyncio.to_thread(self.hasher.self_test)
         await self.hub.start()
         self._background = [
-            asyncio.create_task(self.feed.run()),
+            *self.feed.start(),
             asyncio.create_task(self._prune()),
         ]
 

@@ -84,11 +84,12 @@ class RevocationFeed:
         hub.cluster.on_missed.append(lambda _: self._soon.set())
         hub.cluster.answers("revoke", self._asked)
 
-    async def run(self) -> None:
-        """Bring revocations in until this is cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._read_at_intervals())
-            tasks.create_task(self._look_out())
+    def start(self) -> list[asyncio.Task[None]]:
+        """Bring revocations in until these tasks are cancelled."""
+        return [
+            asyncio.create_task(self._read_at_intervals()),
+            asyncio.create_task(self._look_out()),
+        ]
 
     # -------------------------------------------------------------- acting, and telling
 

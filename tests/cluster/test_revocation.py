@@ -82,7 +82,7 @@ class Site:
             fail_closed_after=FAIL_CLOSED_AFTER,
             went_blind=self._go_blind,
         )
-        self.task = asyncio.create_task(self.feed.run())
+        self.tasks = self.feed.start()
 
     def _go_blind(self, is_blind: bool) -> None:
         self.went_blind.append((is_blind, self.worker.clock.monotonic()))
@@ -116,8 +116,9 @@ async def sites(count: int = 2) -> AsyncIterator[Sites]:
         await settle()
         yield started
         for site in started:
-            assert not site.task.done(), site.task.exception()
-            site.task.cancel()
+            for task in site.tasks:
+                assert not task.done(), task.exception()
+                task.cancel()
         await settle()
 
 
@@ -467,7 +468,8 @@ async def test_who_hears_nobody_does_not_count_as_hearing() -> None:
         worker.broker.refuses_to_subscribe = False
         await pass_time(site, LOOK_EVERY * 2)
         assert [is_blind for is_blind, _ in site.went_blind] == [True, False]
-        site.task.cancel()
+        for task in site.tasks:
+            task.cancel()
         await settle()
 
 
