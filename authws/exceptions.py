@@ -244,6 +244,8 @@ class MessageError(AuthwsError):
         self.slug = slug
         self.detail = detail
         self.message_id = message_id
+        self.room = ""
+        """The room that was to be joined or left, if it was about one."""
         self.limit = limit
         """The limit that the message ran into, if it was one."""
 

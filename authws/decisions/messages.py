@@ -299,6 +299,8 @@ def pong(message_id: MessageId) -> str:
 def error(refusal: MessageError) -> str:
     """Say why a message was refused."""
     body = {"type": "error", "slug": refusal.slug, "detail": refusal.detail}
+    if _ROOM.fullmatch(refusal.room):  # what is no room's name is not repeated
+        body["room"] = refusal.room
     return _text(_with_id(body, refusal.message_id))
 
 

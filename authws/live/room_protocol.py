@@ -37,13 +37,15 @@ class RoomProtocol:
         if isinstance(message, bytes):
             connection.end(close_codes.BINARY_UNSUPPORTED)
             return None
+        parsed: messages.ClientMessage | None = None
         try:
-            work = self._take(connection, messages.parse(message))
+            parsed = messages.parse(message)
+            work = self._take(connection, parsed)
         except MessageError as refusal:
-            self._refuse(connection, refusal)
+            self._refuse(connection, refusal, parsed)
             return None
         if work is not None:
-            return self._finish(connection, work)
+            return self._finish(connection, work, parsed)
         connection.strikes = 0
         return None
 
@@ -63,15 +65,27 @@ class RoomProtocol:
             case messages.Auth():  # pragma: no cover - the connection takes these
                 raise MessageError("malformed", "auth is not expected here")
 
-    async def _finish(self, connection: Connection, work: Awaitable[None]) -> None:
+    async def _finish(
+        self,
+        connection: Connection,
+        work: Awaitable[None],
+        message: messages.ClientMessage,
+    ) -> None:
         try:
             await work
             connection.strikes = 0
         except MessageError as refusal:
-            self._refuse(connection, refusal)
+            self._refuse(connection, refusal, message)
 
-    def _refuse(self, connection: Connection, refusal: MessageError) -> None:
+    def _refuse(
+        self,
+        connection: Connection,
+        refusal: MessageError,
+        message: messages.ClientMessage | None,
+    ) -> None:
         """Answer ``error``; a peer that does little else is closed."""
+        if isinstance(message, messages.Join | messages.Leave):
+            refusal.room = message.room  # neither has an id by which to tell
         if refusal.slug != "unavailable":  # that is no fault of the peer's
             connection.strikes += 1
         connection.post(messages.error(refusal))

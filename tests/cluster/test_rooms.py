@@ -99,8 +99,14 @@ async def test_nobody_joins_while_the_broker_is_away() -> None:
         one.broker.cut()
         alice.say(type="join", room="lobby")
         await settle()
-        assert alice.of_type("error")[0]["slug"] == "unavailable"
+        (error,) = alice.of_type("error")
+        assert (error["slug"], error["room"]) == ("unavailable", "lobby")
         assert not one.hub.rooms
+        alice.say(type="leave", room="lobby")
+        alice.say(type="join", room="no room")
+        await settle()
+        told = [(e["slug"], e.get("room")) for e in alice.of_type("error")[1:]]
+        assert told == [("not_joined", "lobby"), ("room_invalid", None)]
         one.broker.mend()
         alice.say(type="join", room="lobby")
         await settle()

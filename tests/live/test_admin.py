@@ -178,7 +178,7 @@ async def test_open_connections_are_listed_newest_first(tmp_path: Path) -> None:
             answer = await http.get("/admin/connections")
             assert answer.status_code == 200
             body = answer.json()
-            assert body.keys() == {"total", "connections"}
+            assert body.keys() == {"total", "connections", "workers", "silent"}
             assert body["total"] == 4
             listed = body["connections"]
             assert [(one["subject"], one["strategy"]) for one in listed] == [

@@ -313,10 +313,6 @@ def _is_cluster(address: BrokerUrl) -> bool:
     value = address.options.get("cluster", "0")
     if value not in {"0", "1"}:
         raise ConfigurationError("AUTHWS_BROKER_URL: write ?cluster=1, or leave it out")
-    if not address.options.get("sentinel", "-"):
-        raise ConfigurationError(
-            "AUTHWS_BROKER_URL: behind sentinel= stands the name of a primary"
-        )
     if value == "1" and "sentinel" in address.options:
         raise ConfigurationError(
             "AUTHWS_BROKER_URL: a Redis Cluster has no Sentinels: cluster or sentinel"
