@@ -333,8 +333,8 @@ def report(result: Result, rounds: int) -> str:
     parts = [
         f"Medians of {rounds} rounds; {ROOMS} rooms of {MEMBERS}, whose members and "
         f"publishers are spread over the workers; {WINDOW} messages of each "
-        f"publisher's on their way at a time, or {STEADY:.0f} a second into all rooms together "
-        f"({STEADY * MEMBERS:,.0f} deliveries a second).",
+        f"publisher's on their way at a time, or {STEADY:.0f} a second into all rooms "
+        f"together ({STEADY * MEMBERS:,.0f} deliveries a second).",
         rates_table(result),
         "Microseconds of a processor that each step costs alone, and in brackets where "
         "many messages come together:",
