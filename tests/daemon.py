@@ -6,6 +6,7 @@ Everything else runs the server in a thread of the test (``serving``, ``running`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -27,6 +28,35 @@ PASSWORD = "correct horse battery staple"
 PATIENCE = 20.0
 
 
+@dataclass(frozen=True)
+class Process:
+    """A process that is no child of ours, known by what no later one has."""
+
+    pid: int
+    started: str
+
+    @classmethod
+    def of(cls, pid: int) -> Process | None:
+        """The process that has this pid now; None if it has ended."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return None
+        state, *fields = stat.rpartition(")")[2].split()
+        return None if state == "Z" else cls(pid, fields[18])
+
+    @property
+    def lives(self) -> bool:
+        return Process.of(self.pid) == self
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+    except OSError:
+        return []
+
+
 @dataclass
 class Daemon:
     """A running process, its port, and what it says."""
@@ -35,6 +65,8 @@ class Daemon:
     port: int
     _errors: Path
     told_at: float = field(default=0.0)
+    _started: set[Process] = field(default_factory=set)
+    """Every worker that was seen."""
 
     @property
     def origin(self) -> str:
@@ -44,6 +76,24 @@ class Daemon:
     def errors(self) -> str:
         """What it wrote to stderr so far."""
         return self._errors.read_text()
+
+    def workers(self) -> set[int]:
+        """The processes that it has started, as far as they live."""
+        found = {Process.of(pid) for pid in _children(self.process.pid)}
+        self._started |= {one for one in found if one is not None}
+        return {one.pid for one in self._started if one.lives}
+
+    async def until_gone(self, *pids: int) -> None:
+        """Wait until none of these workers lives."""
+        async with asyncio.timeout(PATIENCE):
+            while self.workers() & {*pids}:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+
+    def end_workers(self) -> None:
+        """Leave none behind: those that a parent leaves have no other."""
+        for pid in self.workers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def http(self, **options: str) -> httpx.AsyncClient:
         """An HTTP client of a page of the service's own origin."""
@@ -92,12 +142,17 @@ async def daemon(
             stderr=stderr,
             env={**clean, "AUTHWS_DATA_DIR": str(directory / "data"), **given},
         )
+    running = Daemon(process, 0, errors)
     try:
-        yield Daemon(process, await _port(process, errors), errors)
+        running.port = await _port(process, errors)
+        yield running
     finally:
+        running.workers()
         if process.returncode is None:
             process.kill()
             await process.wait()
+        running.end_workers()
+        await process.communicate()  # whoever lived on held its end of the pipe
 
 
 async def _port(process: asyncio.subprocess.Process, errors_in: Path) -> int:

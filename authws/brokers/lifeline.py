@@ -160,4 +160,7 @@ def _describe(error: BaseException | str) -> str:
     """Name a failure; a client's own words may quote a URL with its password."""
     if isinstance(error, str | AuthwsError):
         return str(error)
-    return getattr(error, "strerror", None) or type(error).__name__
+    words = getattr(error, "strerror", None)
+    if words is None and isinstance(error, TimeoutError):
+        return "it does not answer"
+    return words or type(error).__name__

@@ -27,7 +27,7 @@ SCHEMES = {
 OPTIONS = {
     "memory": frozenset[str](),
     "redis": frozenset({"cluster", "sentinel", "ca", "cert", "key"}),
-    "nats": frozenset({"tls", "ca", "cert", "key", "creds"}),
+    "nats": frozenset({"tls", "ca", "cert", "key"}),
     "rabbitmq": frozenset({"partitions", "ca", "cert", "key"}),
 }
 """What may stand behind the question mark."""
@@ -105,9 +105,7 @@ class BrokerUrl:
     def has_password(self) -> bool:
         """Whether the broker is to be shown a secret, or a certificate of ours."""
         is_token = self.kind == "nats" and bool(self.username)
-        return bool(
-            self.password or is_token or {"creds", "cert"} & self.options.keys()
-        )
+        return bool(self.password or is_token or "cert" in self.options)
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """Return what TLS demands of the other end: a certificate from a known

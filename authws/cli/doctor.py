@@ -27,13 +27,13 @@ from authws.cli.serve import (
     Workers,
     configured,
     reach_database,
-    resolve,
-    server_config,
 )
 from authws.exceptions import ConfigurationError
 from authws.service import doctor as checks
 from authws.service.app import create_app
 from authws.service.key_files import FILE_NAME, prepare_data_dir
+from authws.service.listeners import resolve
+from authws.service.serving import server_config
 from authws.service.settings import Settings, unknown_variables
 from authws.stores.database import Database
 from authws.stores.urls import sqlite_file

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
@@ -264,7 +265,12 @@ def _workers(settings: Settings) -> Iterator[Problem]:
         yield _error(
             f"{settings.workers} workers with the memory broker would each be an "
             "island: rooms, presence and revocations would not cross",
-            "use one worker: this release has no broker that crosses processes",
+            "set AUTHWS_BROKER_URL to redis://, nats:// or amqp://, or use one worker",
+        )
+    if settings.workers > 1 and sys.platform == "win32":
+        yield _error(
+            f"{settings.workers} workers cannot share a port on Windows",
+            "use one worker in each of several services behind a proxy",
         )
 
 

@@ -4,7 +4,7 @@ address, never anything a peer sent."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,6 +30,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._limits = dict.fromkeys(map(str, Limit), 0)
+        self._shared: Callable[[], Awaitable[bytes]] | None = None
         self._events: Counter[tuple[str, str]] = Counter()
         """By event and reason. Counted here and not by the library, which takes a lock
         to be told of one: there are two for every handshake."""
@@ -56,8 +57,16 @@ class Metrics:
         self._registry.register(_LiveCollector(hub, door))
         self._registry.register(_BrokerCollector(hub))
 
+    def share(self, everybody: Callable[[], Awaitable[bytes]]) -> None:
+        """Show what all workers have counted; ``everybody`` asks them."""
+        self._shared = everybody
+
+    async def exposition(self) -> bytes:
+        """Return what a scrape is answered."""
+        return self.render() if self._shared is None else await self._shared()
+
     def render(self) -> bytes:
-        """Return the text exposition format."""
+        """Return the text exposition format, of this process alone."""
         return generate_latest(self._registry)
 
 

@@ -24,7 +24,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, MethodType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import uvicorn
 from uvicorn.server import HANDLED_SIGNALS
@@ -44,7 +44,14 @@ if sys.platform == "win32":
 else:
     from uvloop import Loop as _Loop
 
-__all__ = ["LogLevel", "Server", "ServerConfig", "build_config", "new_event_loop"]
+__all__ = [
+    "LogLevel",
+    "Server",
+    "ServerConfig",
+    "build_config",
+    "end_process_by",
+    "new_event_loop",
+]
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -56,6 +63,9 @@ TLS_HANDSHAKE_TIMEOUT = 10.0
 
 POLL = 0.02
 """Seconds between two looks at what is still open: nothing tells of it."""
+
+LAST_CALL = 0.5
+"""Seconds from a peer's first packet to its request, at most, with TLS in between."""
 
 DRAIN_MIN = 0.4
 """Seconds that an end takes at most when it shall take none."""
@@ -75,6 +85,9 @@ class ServerConfig(uvicorn.Config):
             protocol_limits.max_pending, protocol_limits.max_pending_per_address
         )
         """Who has connected and not sent a whole head yet, by the system's address."""
+        self.is_last_call = False
+        """Whether a successor accepts who comes: HTTP connections end with their next
+        answer then."""
         self.drain = drain
         super().__init__(app, http=ArrivalProtocol, ws=WebSocketProtocol, **options)
 
@@ -215,6 +228,9 @@ class Server(uvicorn.Server):
     """
 
     config: ServerConfig
+    heeds_second_signal = True
+    """Otherwise it means the same as the first: a worker may be sent one that is for
+    its parent, which ends it by itself if need be."""
 
     def __init__(
         self,
@@ -247,7 +263,9 @@ class Server(uvicorn.Server):
         # the first process of a container is spared what the system does by default
         at_once = _end_process if os.getpid() == 1 else signal.SIG_DFL
         for handled in HANDLED_SIGNALS:
-            signal.signal(handled, at_once)
+            signal.signal(
+                handled, at_once if self.heeds_second_signal else signal.SIG_IGN
+            )
         super().handle_exit(sig, frame)
         self._told_at = time.monotonic()
         if self._watchdog is not None:
@@ -257,6 +275,20 @@ class Server(uvicorn.Server):
             )
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._told.set)
+
+    def end(self) -> None:
+        """Begin the drain, unless it has begun; callable from any thread."""
+        if self._told_at is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def retire(self) -> None:
+        """Begin the drain, for a successor has begun to accept who comes.
+
+        Whoever has connected may still ask: nobody shall see that one process follows
+        another. Callable from any thread.
+        """
+        self.config.is_last_call = True
+        self.end()
 
     async def main_loop(self) -> None:
         """Wait until the server shall end; a signal is heard at once."""
@@ -278,6 +310,8 @@ class Server(uvicorn.Server):
             listener.close()
         if self._told_at is None:
             self._told_at = time.monotonic()
+        if self.config.is_last_call:
+            await self._last_call()
         logger.info(
             "Draining %d connections in at most %g s",
             len(self.server_state.connections),
@@ -307,6 +341,24 @@ class Server(uvicorn.Server):
         for connection in tuple(self.server_state.connections):
             if isinstance(connection, WebSocketProtocol):
                 yield connection
+
+    async def _last_call(self) -> None:
+        """Serve whoever has come already, and let HTTP go to the successor.
+
+        Who has sent nothing yet is about to. An idle HTTP connection is closed by its
+        usual time limit, or with its next answer: closed now, it could cross with a
+        request, which would be lost.
+        """
+        within = self._time_left / 2
+        until = time.monotonic() + min(LAST_CALL, within)
+        connections = self.server_state.connections
+        await _until(
+            lambda: (
+                time.monotonic() > until
+                and len(connections) == sum(1 for _ in self._websockets())
+            ),
+            within=min(self.config.timeout_keep_alive + LAST_CALL, within),
+        )
 
     async def _say_goodbye(self) -> None:
         """Tell strangers at once, and the app's own connections at its pace.
@@ -359,7 +411,14 @@ class Server(uvicorn.Server):
             connection.transport.abort()
 
 
-def _end_process(sig: int, _: FrameType | None) -> None:
+def end_process_by(sig: int) -> NoReturn:
+    """Die of a signal, as whoever waits for this process shall see."""
+    signal.signal(sig, signal.SIG_DFL)
+    signal.raise_signal(sig)
+    _end_process(sig, None)  # the first process of a container is spared
+
+
+def _end_process(sig: int, _: FrameType | None) -> NoReturn:
     os._exit(128 + sig)
 
 

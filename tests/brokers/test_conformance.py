@@ -63,6 +63,20 @@ async def test_order_is_that_of_the_calls(peers: Peers, keep: Retention | None) 
     await second.hears("room", *said)
 
 
+async def test_order_holds_between_what_is_kept_and_what_is_only_carried(
+    peers: Peers,
+) -> None:
+    first, second = peers
+    await second.broker.subscribe("room", KEEP)
+    said = [b"%d" % number for number in range(300)]
+    waiting = [
+        first.broker.publish("room", data, KEEP if number % 3 else None)
+        for number, data in enumerate(said)
+    ]
+    await asyncio.gather(*map(settled, waiting))
+    await second.hears("room", *said)
+
+
 async def test_order_holds_between_what_is_kept_and_who_subscribes_later(
     peers: Peers,
 ) -> None:

@@ -135,7 +135,7 @@ def test_keys_in_the_environment_are_not_rotated_behind_its_back(
         (["--host", "0.0.0.0"], {}, "--tls-cert"),  # noqa: S104
         (["--host", "127.evil.example.com"], {}, "bind 127.0.0.1"),
         (["--host", "127.1"], {}, "bind 127.0.0.1"),
-        (["--workers", "2"], {}, "use one worker"),
+        (["--workers", "2"], {}, "AUTHWS_BROKER_URL to redis://, nats:// or amqp://"),
         ([], {"AUTHWS_SECRET_KEYS": "changeme"}, "token_urlsafe"),
         ([], {"AUTHWS_ALLOWED_ORIGINS": "*"}, "list each origin"),
         (["--behind-proxy"], {}, "AUTHWS_PUBLIC_ORIGIN"),

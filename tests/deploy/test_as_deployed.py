@@ -29,7 +29,7 @@ from tests.deploy.shipped import (
 )
 from tests.grants import hear, say
 from tests.running import PASSWORD
-from tests.security.peers import bearer, ending
+from tests.security.peers import bearer, ending, eventually
 from tests.servers.nginx import NginxServer
 from tests.servers.postgres import PostgresServer
 from tests.servers.process import ServerProcess, free_ports
@@ -156,12 +156,12 @@ async def test_a_team_talks_across_its_services_while_one_is_replaced(
         await say(peer, type="join", room="lobby")
     await heard(alice, type="joined")
     await heard(bob, type="joined")
-    at = [entered(service) for service in (one, two)]
-    assert sorted(at) == [["alice"], ["bob"]]
+    await eventually(lambda: sorted(map(entered, (one, two))) == [["alice"], ["bob"]])
+    is_alice_leaving = entered(one) == ["alice"]
     await say(alice, type="publish", room="lobby", data="across")
     assert (await heard(bob, type="message"))["data"] == "across"
 
-    leaving, staying = (alice, bob) if at[0] == ["alice"] else (bob, alice)
+    leaving, staying = (alice, bob) if is_alice_leaving else (bob, alice)
     await one.stop()  # as a replacement begins: SIGTERM, and a drain
     assert await ending(leaving) == (1012, "restart")
     back = await deployed.enter(cookies[0] if leaving is alice else cookies[1])

@@ -6,13 +6,16 @@ import re
 import shutil
 import ssl
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.deploy.shipped import DEPLOY, ROOT, compose, configured
-from tests.deploy.test_systemd import of, one
+from tests.deploy.test_systemd import SECRETS, of, one
 from tests.requirements import require
+from tests.running import PASSWORD
+from tests.servers.nginx import moved
 
 ELSEWHERE = ("docker ", "sudo ", "kubectl ")
 """What needs an engine, a cluster, or root."""
@@ -113,6 +116,40 @@ def test_the_unit_finds_what_was_installed() -> None:
     assert any(f"venv {PROGRAM.removesuffix('/bin/authws')}" in c for c in commands())
     (made,) = [line for line in commands() if "useradd" in line]
     assert made.split()[-1] == one("User")
+
+
+def test_commands_beside_the_unit_work(tmp_path: Path) -> None:
+    """As they are written, but for who runs them and where things are."""
+    shutil.copy(DEPLOY / "systemd" / "authws.env", tmp_path)
+    for name, secret in {
+        **SECRETS,
+        "database_url": f"sqlite:///{tmp_path}/users.db",
+    }.items():
+        (tmp_path / name).write_text(secret)
+        (tmp_path / name).chmod(0o440)
+    there = {
+        "sudo -u authws ": "",
+        "/etc/authws": str(tmp_path),
+        "/var/lib/authws": f"{tmp_path}/data",
+        PROGRAM: str(Path(sys.executable).with_name("authws")),
+    }
+
+    def run(command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", moved(command, there)],
+            cwd=tmp_path,
+            input=f"{PASSWORD}\n{PASSWORD}\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    doctor, add = (line for line in commands() if f"{PROGRAM} " in line)
+    assert "user add alice" in add
+    assert "alice" in run(f"{add} --password-stdin")
+    assert "0 errors, 0 warnings" in run(doctor)
 
 
 def test_the_secret_has_what_the_pods_mount() -> None:

@@ -24,10 +24,10 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from authws.cli.serve import UNSENT_BYTES, _bind
 from authws.exceptions import ConfigurationError
 from authws.service import server
 from authws.service.app import create_app
+from authws.service.listeners import UNSENT_BYTES, Listeners
 from authws.service.server import build_config
 from authws.service.settings import Settings
 from tests.daemon import daemon
@@ -200,7 +200,8 @@ def test_system_keeps_little_for_a_peer_that_never_reads() -> None:
     if not hasattr(socket, "TCP_NOTSENT_LOWAT"):
         pytest.skip("no such option here")
     settings = Settings(_env_file=None, port=0)
-    with _bind(settings) as listener:
+    with Listeners(settings) as listeners:
+        listener = listeners.of(0)
         listener.listen()
         with (
             socket.create_connection(listener.getsockname()),
@@ -221,7 +222,7 @@ def test_a_name_for_this_machine_that_leads_elsewhere_is_not_bound(
     everywhere = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("0.0.0.0", 0))  # noqa: S104
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [everywhere])
     with pytest.raises(ConfigurationError, match=r"--host 127\.0\.0\.1"):
-        _bind(Settings(_env_file=None, host="localhost", port=0))
+        Listeners(Settings(_env_file=None, host="localhost", port=0))
 
 
 FEW_FILES = """

@@ -35,12 +35,13 @@ class Authority:
         self.path.write_bytes(_pem(self._sign(name, self._key)))
 
     def issue(self, name: str, *hosts: str) -> tuple[Path, Path]:
-        """Return the files of a certificate for these hosts, and of its key."""
+        """Return the files of a certificate and of its key; it is for these hosts, or
+        for the one that it is named after."""
         key = generate_private_key(SECP256R1())
         certificate, private = (
             self._directory / f"{self._name}-{name}.{end}" for end in ("pem", "key")
         )
-        certificate.write_bytes(_pem(self._sign(name, key, *hosts)))
+        certificate.write_bytes(_pem(self._sign(name, key, *(hosts or (name,)))))
         private.write_bytes(
             key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         )

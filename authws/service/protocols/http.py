@@ -182,6 +182,8 @@ class HttpProtocol(HttpToolsProtocol):
         if refusal is not None:
             self._stop(refusal)
         super().on_headers_complete()
+        if self.cycle is not None and getattr(self.config, "is_last_call", False):
+            self.cycle.keep_alive = False
         self._reading = _Reading.BODY
 
     def on_message_complete(self) -> None:

@@ -56,7 +56,8 @@ async def metrics(request: Request, house: HouseDependency) -> Response:
     if not _is_local(request, house):
         await _require_admin(request, house)
     return Response(
-        house.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        await house.metrics.exposition(),
+        media_type="text/plain; version=0.0.4; charset=utf-8",
     )
 
 
