@@ -1,8 +1,8 @@
 """What it costs to come and go: with many rooms, and with many members of one.
 
-Two workers on Redis. One member after another joins a room and leaves it again: what
-that takes of the workers' processor time and of Redis', and how much goes through Redis,
-must not depend on how many rooms there are; and of how many members a room has, only by
+Two workers on Redis. One member joins a room and leaves it, again and again: what that
+takes of the workers' processor time and of Redis', and how much goes through Redis,
+must not depend on how many rooms there are; and on how many members a room has, only by
 what it costs to tell them, as long as they are told (`AUTHWS_MAX_PRESENCE`, 1000).
 
 - rooms: 10 to 10,000 with 10 members each, half of them by way of each worker; a room
