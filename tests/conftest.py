@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.databases import on_postgres
 from tests.servers.postgres import PostgresServer
 
 # Whoever starts the tests in the background may have them ignore Ctrl-C, and a process
@@ -24,7 +25,7 @@ async def postgres() -> AsyncIterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql"], scope="module")
 def backend(request: pytest.FixtureRequest) -> PostgresServer | None:
     """Both databases, one after the other; None is SQLite."""
     if request.param == "sqlite":
@@ -42,3 +43,13 @@ async def url(backend: PostgresServer | None, tmp_path: Path) -> AsyncIterator[s
     else:
         async with backend.fresh_database() as fresh:
             yield fresh
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def database(backend: PostgresServer | None) -> AsyncIterator[None]:
+    """Run the module's services on both, each data directory with its own database."""
+    if backend is None:
+        yield
+    else:
+        async with on_postgres(backend):
+            yield

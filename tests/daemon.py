@@ -21,6 +21,7 @@ import httpx
 from authws.cli.stores import opened
 from authws.cli.user import DEFAULT_SCOPES
 from authws.service.settings import Settings
+from tests.databases import url_for
 
 __all__ = ["PASSWORD", "Daemon", "daemon", "serve", "users"]
 
@@ -131,6 +132,7 @@ async def daemon(
     ``settings`` go into its environment, as ``AUTHWS_*`` and in upper case.
     """
     clean = {k: v for k, v in os.environ.items() if not k.startswith("AUTHWS_")}
+    settings.setdefault("database_url", await url_for(directory / "data") or "")
     given = {f"AUTHWS_{name.upper()}": str(value) for name, value in settings.items()}
     errors = directory / "stderr.txt"
     with errors.open("wb") as stderr:
@@ -177,7 +179,10 @@ def serve(
 
 async def users(directory: Path, *names: str) -> None:
     """Add users as an operator does: from a process that is not the server."""
-    settings = Settings(_env_file=None, data_dir=directory / "data")
+    data_dir = directory / "data"
+    settings = Settings(
+        _env_file=None, data_dir=data_dir, database_url=await url_for(data_dir)
+    )
     async with opened(settings) as stores:
         for name in names:
             await stores.users.add(name, PASSWORD, DEFAULT_SCOPES)

@@ -26,6 +26,7 @@ from authws.clock import Clock
 from authws.service.app import create_app
 from authws.service.house import House
 from authws.service.settings import Settings
+from tests.databases import url_for
 from tests.serving import serving
 
 __all__ = ["ENDPOINTS", "PASSWORD", "STRATEGIES", "Service", "free_port", "running"]
@@ -180,9 +181,11 @@ async def running(tmp_path: Path, **settings: Any) -> AsyncIterator[Service]:
     server: dict[str, Any] = settings.pop("server", {})
     serve: Serve = settings.pop("served_by", serving)
     clock = TestClock()
+    data_dir: Path = settings.pop("data_dir", tmp_path / "data")
+    settings.setdefault("database_url", await url_for(data_dir))
     configured = Settings(
         _env_file=None,
-        data_dir=settings.pop("data_dir", tmp_path / "data"),
+        data_dir=data_dir,
         port=port,
         **{"login_rate": 0, **settings},
     )

@@ -29,6 +29,8 @@ PROBE_EVERY = 1.0
 """Seconds between two questions whether the broker is there: a process that is stopped,
 or a network that is cut, sends no sign of it."""
 PROBE_TIMEOUT = 2.0
+LATE = 0.5
+"""Seconds by which a timeout comes too late if it is this process that stood still."""
 FIRST_DELAY = 0.05
 LONGEST_DELAY = 5.0
 
@@ -77,7 +79,7 @@ class Lifeline:
             ConfigurationError: ``connect`` said so; nothing is tried any more.
         """
         self._task = asyncio.create_task(self._run())
-        await self._first_try.wait()
+        await self._first_try.wait()  # or ``stop``
         if self._refused is not None:
             raise self._refused
 
@@ -90,11 +92,12 @@ class Lifeline:
 
     async def stop(self) -> None:
         """End it; nothing is tried any more."""
-        self.is_up = False
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        while task is not None and not task.done():
+            task.cancel()  # once may be lost: wait_for swallows it on Python 3.11
+            await asyncio.wait((task,), timeout=PROBE_TIMEOUT)
+        self.is_up = False
+        self._first_try.set()
         await self._let_go()
 
     async def _run(self) -> None:
@@ -103,8 +106,7 @@ class Lifeline:
         while True:
             self._lost.clear()
             try:
-                async with asyncio.timeout(CONNECT_TIMEOUT):
-                    await self._connect()
+                await self._within(CONNECT_TIMEOUT, self._connect)
             except Exception as error:
                 await self._let_go()
                 if (
@@ -128,39 +130,59 @@ class Lifeline:
             if self._first_try.is_set():
                 logger.warning("%s is reached again", self._name)
             self._first_try.set()
-            attempt = 0
             told.clear()
+            began = self._clock.monotonic()
             await self._watch()
             self.is_up = False
             logger.warning("%s was lost: %s", self._name, self._why)
             await self._let_go()
-            await self._clock.sleep(backoff(0))  # all workers lose it together
+            # one that is lost again and again is no better than one that is away
+            if self._clock.monotonic() - began >= LONGEST_DELAY:
+                attempt = 0
+            await self._clock.sleep(backoff(attempt))  # all workers lose it together
+            attempt += 1
 
     async def _watch(self) -> None:
         """Return once the connection is lost."""
         while not self._lost.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PROBE_EVERY):
+                async with self._clock.timeout(PROBE_EVERY):
                     await self._lost.wait()
                 return
+            due = self._clock.monotonic() + PROBE_TIMEOUT
             try:
-                async with asyncio.timeout(PROBE_TIMEOUT):
-                    await self._probe()
+                await self._within(PROBE_TIMEOUT, self._probe)
             except Exception as error:
+                is_late = self._clock.monotonic() > due + LATE
+                if isinstance(error, TimeoutError) and is_late:
+                    continue  # the answer may be there, and nobody looked
                 self._why = self._why if self._lost.is_set() else _describe(error)
                 return
 
     async def _let_go(self) -> None:
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(PROBE_TIMEOUT):
-                await self._disconnect()
+            await self._within(PROBE_TIMEOUT, self._disconnect)
+
+    async def _within(
+        self, seconds: float, work: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Do something of the client's, which ends in time and ends nothing else."""
+        try:
+            async with self._clock.timeout(seconds):
+                await work()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise ConnectionError("what it waited for was cancelled") from None
 
 
 def _describe(error: BaseException | str) -> str:
     """Name a failure; a client's own words may quote a URL with its password."""
     if isinstance(error, str | AuthwsError):
         return str(error)
-    words = getattr(error, "strerror", None)
-    if words is None and isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError):
         return "it does not answer"
-    return words or type(error).__name__
+    said = getattr(error, "strerror", None)
+    is_harmless = isinstance(said, str) and "@" not in said and "://" not in said
+    return said if said and is_harmless else type(error).__name__

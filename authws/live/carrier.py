@@ -59,8 +59,9 @@ class ClusterEar(Protocol):
     def hear(self, node: str, body: bytes) -> None:
         """Take what another worker says."""
 
-    def missed(self) -> None:
-        """Hear that something that workers said may be missing."""
+    def missed(self, node: str | None = None) -> None:
+        """Hear that something that a worker said is missing, or that anything between
+        workers may be, either way."""
 
 
 class Carrier:
@@ -219,9 +220,17 @@ class Carrier:
             return False
         if last is not None and number != last + 1 and number % COUNT != 1:
             self.refused["missed"] += 1
-            self.interrupted((channel,))
-        self._heard[channel][envelope.node] = number
+            self._tell_gap(channel, envelope.node)
+        heard[envelope.node] = number
         return True
+
+    def _tell_gap(self, channel: str, node: str) -> None:
+        assert self._rooms is not None  # noqa: S101
+        assert self._cluster is not None  # noqa: S101
+        if channel.startswith("@"):
+            self._cluster.missed(node)
+        else:
+            self._rooms.interrupted((channel,))
 
 
 def _let_be(task: asyncio.Future[None]) -> None:

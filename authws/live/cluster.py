@@ -25,6 +25,7 @@ __all__ = ["Cluster"]
 logger = logging.getLogger("authws")
 
 M = TypeVar("M", bound=gossip.Gossip)
+N = TypeVar("N", str, str | None)
 
 BEATS_PER_LEASE = 4
 ANSWER_WITHIN = 1.0
@@ -51,8 +52,9 @@ class Cluster:
         what was told it, and what it told, may be as good as lost."""
         self.on_gone: list[Callable[[str], None]] = []
         """Told of each worker that said goodbye, or whose lease ended."""
-        self.on_missed: list[Callable[[], None]] = []
-        """Told when something that workers said may be missing."""
+        self.on_missed: list[Callable[[str | None], None]] = []
+        """Told of each worker of whom something was not heard; None: anything between
+        workers may be missing, either way."""
         self._carrier = carrier
         self._clock = clock
         self._lease = lease
@@ -223,11 +225,16 @@ class Cluster:
         except Exception:
             log_failure(logger, "a message of worker %s could not be handled", node)
 
-    def missed(self) -> None:
-        """Hear that something that workers said may be missing."""
-        self._renew_leases()
-        self.tell_all(gossip.Beat(is_new=True))
-        _call(self.on_missed)
+    def missed(self, node: str | None = None) -> None:
+        """Hear that something that a worker said is missing, or that anything between
+        workers may be, either way: whoever it is about is met anew."""
+        hello = gossip.Beat(is_new=True)
+        if node is None:
+            self._renew_leases()
+            self.tell_all(hello)
+        else:
+            self.tell(node, hello)
+        _call(self.on_missed, node)
 
     def note_life(self, node: str) -> None:
         """Hear any sign of life of a worker: its lease begins anew.
@@ -290,11 +297,11 @@ class Cluster:
         _call(self.on_gone, node)
 
 
-def _call(callbacks: Iterable[Callable[..., None]], *arguments: str) -> None:
+def _call(callbacks: Iterable[Callable[[N], None]], node: N) -> None:
     """Tell all of them; one that fails keeps no other from hearing."""
     for callback in callbacks:
         try:
-            callback(*arguments)
+            callback(node)
         except Exception:
             log_failure(logger, "a change among the workers could not be handled")
 

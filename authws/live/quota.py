@@ -104,11 +104,20 @@ class Quota:
             if len(connections) > share and user not in self._told:
                 self._begin_to_tell(user)
 
-    def _begin_anew(self) -> None:
-        """Something may be missing, here and there: all is told again, also to us."""
-        self._elsewhere.clear()
+    def _begin_anew(self, node: str | None) -> None:
+        """Something may be missing, here or there: all is told again, also to us."""
+        if node is None:
+            self._elsewhere.clear()
+        else:
+            self._forget(node)
         for user in self._told:
-            self._cluster.tell_all(self._all_of(user))
+            self._tell(node, self._all_of(user))
+
+    def _tell(self, node: str | None, held: gossip.Held) -> None:
+        if node is None:
+            self._cluster.tell_all(held)
+        else:
+            self._cluster.tell(node, held)
 
     # ------------------------------------------------------------ what others tell
 

@@ -189,11 +189,13 @@ class Rooms(Mapping[str, Room]):
             if room.is_open:
                 return
             await self._carrier.subscribe(room.name, room.keep)
-            if room.keep is not None:
-                replay = await self._carrier.replay(room.name, room.keep, None)
-                self._move(room, replay.top)
             if self._carrier.is_shared:
                 await self._presence.learn(room.name)
+            doubts = -1
+            while room.keep is not None and room.doubts != doubts:
+                doubts = room.doubts  # what is lost meanwhile is not behind its place
+                replay = await self._carrier.replay(room.name, room.keep, None)
+                self._move(room, replay.top)
             room.is_open = True
 
     async def _close_if_empty(self, name: str) -> None:

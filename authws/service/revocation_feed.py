@@ -81,7 +81,7 @@ class RevocationFeed:
         self._knew_at = clock.monotonic()
         self._soon = asyncio.Event()
         hub.cluster.on(gossip.Revoked, self._told)
-        hub.cluster.on_missed.append(self._soon.set)
+        hub.cluster.on_missed.append(lambda _: self._soon.set())
         hub.cluster.answers("revoke", self._asked)
 
     async def run(self) -> None:

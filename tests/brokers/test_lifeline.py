@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 
+from authws.brokers import lifeline as module
 from authws.brokers.lifeline import Lifeline
 from authws.exceptions import ConfigurationError, UnavailableError
 from tests.manual_clock import ManualClock, settle
@@ -76,3 +79,71 @@ async def test_what_could_not_be_found_out_at_the_start_is_said_later(
     assert line.is_up
     assert "no cluster" in caplog.text
     await line.stop()
+
+
+@pytest.fixture
+def _quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROBE_EVERY", 0.01)
+    monkeypatch.setattr(module, "PROBE_TIMEOUT", 0.1)
+
+
+@pytest.mark.usefixtures("_quick_probes")
+async def test_who_does_not_answer_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    async def probe() -> None:
+        await asyncio.Event().wait()
+
+    line = Lifeline("it", connect=nothing, probe=probe, disconnect=nothing)
+    await line.start()
+    async with asyncio.timeout(20):
+        while line.is_up:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+    assert "it was lost: it does not answer" in caplog.text
+    await line.stop()
+
+
+@pytest.mark.usefixtures("_quick_probes")
+async def test_nobody_is_lost_because_we_stood_still(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The answer was there in time, and this process did not look."""
+    probes = 0
+
+    async def probe() -> None:
+        nonlocal probes
+        probes += 1
+        if probes == 1:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(time.sleep, module.PROBE_TIMEOUT + 2 * module.LATE)
+            await loop.create_future()
+
+    line = Lifeline("it", connect=nothing, probe=probe, disconnect=nothing)
+    await line.start()
+    async with asyncio.timeout(20):
+        while probes < 3:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+    assert line.is_up
+    assert not caplog.records
+    await line.stop()
+
+
+async def test_it_ends_though_a_client_swallows_that_it_is_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PROBE_TIMEOUT", 0.1)
+    swallowed = 0
+
+    async def connect() -> None:
+        nonlocal swallowed
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed += 1
+
+    line = Lifeline("it", connect=connect, probe=nothing, disconnect=nothing)
+    starting = asyncio.ensure_future(line.start())
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        await line.stop()
+        await starting
+    assert swallowed == 1
+    assert not line.is_up

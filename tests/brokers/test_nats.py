@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +17,12 @@ import pytest
 from nats.aio.client import Client
 
 from authws.brokers import open_broker
+from authws.brokers.base import Replay
 from authws.brokers.lifeline import CALL_TIMEOUT
+from authws.brokers.nats import connection
 from authws.brokers.nats import waiting as waits
-from authws.brokers.nats.streams import FEW
+from authws.brokers.nats.broker import MAX_REPLAYS
+from authws.brokers.nats.streams import FEW, Stream
 from authws.decisions.history import Position, Retention
 from authws.exceptions import ConfigurationError, UnavailableError
 from tests.brokers.peers import KEEP, Peer, eventually, settled
@@ -204,14 +207,19 @@ async def test_who_waits_when_it_crashes_is_told(
     server.pause()
     waiting = [
         asyncio.ensure_future(settled(peer.broker.publish("room", b"x", keep)))
-        for keep in (None, KEEP)
+        for keep in (KEEP, None, KEEP)  # the second waits for the first, here
     ]
     waiting.append(asyncio.ensure_future(peer.broker.subscribe("new", KEEP)))
+    waiting.append(asyncio.ensure_future(_replayed(peer)))
     await asyncio.sleep(0)
     await server.kill()
     for one in waiting:
         with pytest.raises(UnavailableError):
             await asyncio.wait_for(one, NOTICED)
+
+
+async def _replayed(peer: Peer) -> None:
+    await peer.broker.replay("room", KEEP, None)
 
 
 async def test_a_server_that_stands_still_is_noticed(
@@ -506,6 +514,52 @@ async def test_all_that_was_missed_is_read_one_way_or_the_other(
         assert state["consumer_count"] == 0
 
 
+async def test_big_messages_are_read_in_several_batches(
+    server: NatsServer, listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that many who read at once do not look like a client that does not read."""
+    statuses: list[bytes] = []
+    take = connection.Connection._take_pulled
+
+    def note(self: connection.Connection, sid: int, *rest: Any) -> None:
+        if not rest[0]:
+            statuses.append(rest[1][9:12])
+        take(self, sid, *rest)
+
+    monkeypatch.setattr(connection.Connection, "_take_pulled", note)
+    peer = await listening(server.url, history_bytes=100_000_000)
+    start = (await peer.broker.replay("room", KEEP, None)).top
+    said = [b"%d" % number * 300_000 for number in range(FEW + 9)]
+    said[-1] = b"x" * 1_048_576
+    for data in said:
+        await peer.publish("room", data, KEEP)
+    replay = await peer.broker.replay("room", KEEP, start)
+    assert [data for _, data in replay.messages] == said
+    assert replay.is_complete
+    assert statuses.count(b"409") >= 3
+
+
+@pytest.mark.parametrize("status", [b"409", b"503", b"xyz"])
+async def test_a_batch_that_ends_otherwise_is_not_taken_for_the_whole(
+    server: NatsServer,
+    listening: Listening,
+    monkeypatch: pytest.MonkeyPatch,
+    status: bytes,
+) -> None:
+    """Such as that of a consumer that was removed meanwhile."""
+    peer = await listening(server.url)
+    start = (await peer.broker.replay("room", KEEP, None)).top
+    for number in range(FEW + 3):
+        await peer.publish("room", b"%d" % number, KEEP)
+
+    async def end(*_: object) -> connection.Batch:
+        return connection.Batch([], status)
+
+    monkeypatch.setattr(connection.Connection, "pull", end)
+    with pytest.raises(UnavailableError, match="JetStream: status"):
+        await peer.broker.replay("room", KEEP, start)
+
+
 async def test_who_listened_knows_that_as_many_as_are_kept_are_all(
     server: NatsServer, listening: Listening
 ) -> None:
@@ -520,18 +574,38 @@ async def test_who_listened_knows_that_as_many_as_are_kept_are_all(
     assert len(replay.messages) == 4
 
 
-async def test_many_replays_at_once(server: NatsServer, listening: Listening) -> None:
+async def test_all_rooms_may_ask_at_once(
+    server: NatsServer, listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do behind an interruption; the probes find their way between them."""
+    under_way = most = 0
+    replay = Stream.replay
+
+    async def count(self: Stream, *args: Any) -> Replay:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return await replay(self, *args)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(Stream, "replay", count)
     peer = await listening(server.url, "room")
     start = (await peer.broker.replay("room", KEEP, None)).top
-    said = [b"%d" % number for number in range(15)]
+    said = [b"%d" % number for number in range(FEW + 1)]
     for data in said:
         await peer.publish("room", data, KEEP)
+    rooms = ["room" if number % 20 == 0 else f"r-{number}" for number in range(3000)]
     replays = await asyncio.gather(
-        *(peer.broker.replay("room", KEEP, start) for _ in range(100))
+        *(peer.broker.replay(room, KEEP, start) for room in rooms)
     )
-    for replay in replays:
-        assert [data for _, data in replay.messages] == said
-        assert replay.is_complete
+    for room, one in zip(rooms, replays, strict=True):
+        expected = said if room == "room" else []
+        assert [data for _, data in one.messages] == expected
+        assert one.is_complete
+    assert most == MAX_REPLAYS
+    assert not peer.interruptions
 
 
 async def test_a_quiet_room_is_whole_for_who_listened_all_along(
@@ -652,6 +726,23 @@ async def test_a_place_that_is_forged_is_healed(
     await asyncio.sleep(0)
     assert await peer.broker.ping()
     assert (await peer.broker.replay("room", KEEP, position)).is_complete
+
+
+async def test_a_place_that_is_forged_makes_nothing_whole(
+    server: NatsServer, listening: Listening
+) -> None:
+    """It says that nothing came between; what did, is kept no longer."""
+    brief = Retention(20, 1)
+    peer = await listening(server.url, "room", "busy", keep=brief)
+    start = (await peer.broker.replay("room", brief, None)).top
+    say(server, ("t.live.room", b"forged", placed(10**17, 0, "t_20-1")))
+    await peer.until(lambda: len(peer.heard) == 1)
+    stranger = await listening(server.url, keep=brief)
+    async with asyncio.timeout(20):
+        while (await stranger.broker.replay("room", brief, start)).is_complete:
+            await peer.publish("busy", b"x", brief)
+            await asyncio.sleep(0.1)
+    assert not (await peer.broker.replay("room", brief, start)).is_complete
 
 
 async def test_a_gap_is_told_before_what_comes_behind_it(
@@ -1061,3 +1152,22 @@ async def test_any_server_of_the_url_will_do(
             peer = await listening(url, "room")
             await peer.publish("room", b"x", KEEP)
             await peer.until(lambda peer=peer: bool(peer.heard))  # type: ignore[misc]
+
+
+async def test_a_timeout_that_nats_py_swallows_is_one_all_the_same(
+    server: NatsServer, listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ``asyncio.wait_for`` does, on Python 3.11, if what it waits for just came."""
+    monkeypatch.setattr(connection, "HOST_TIMEOUT", 0.1)
+    connect = Client.connect
+
+    async def late(self: Client, *args: Any, **options: Any) -> None:
+        await connect(self, *args, **options)
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(Client, "connect", late)
+    peer = await listening(server.url, is_up=False)
+    assert not peer.broker.is_up
+    monkeypatch.undo()
+    await peer.until(lambda: peer.broker.is_up)

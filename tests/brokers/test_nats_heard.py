@@ -171,3 +171,16 @@ def test_it_remembers_no_more_than_it_may() -> None:
     oldest = 990 - 10 * (MAX_STRETCHES - 1)
     assert heard.is_whole(oldest, [oldest + 10], MOST, first=oldest + 10)
     assert not heard.is_whole(oldest - 10, [oldest], MOST, first=oldest)
+
+
+def test_what_is_found_is_believed_before_what_was_heard() -> None:
+    """A number may have been forged: then something is there where nothing was."""
+    heard = Heard()
+    heard.take(5, 0)
+    heard.take(50, 5)
+    assert heard.is_whole(5, [50], MOST, first=50)
+    assert not heard.is_whole(5, [20, 50], MOST, first=20)
+    assert heard.is_whole(5, [20, 50], MOST, first=6)
+    heard.forget()
+    assert heard.last == 0
+    assert not heard.is_whole(5, [50], MOST, first=50)

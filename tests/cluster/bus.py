@@ -21,7 +21,10 @@ class Bus:
         self.brokers: list[BusBroker] = []
         self.sent: list[tuple[str, bytes]] = []
         """All that was published."""
+        self.kept: list[tuple[str, bytes, Position]] = []
+        """All of it that got a position, kept still or not."""
         self._now = now
+        self._lives = 0
 
     def broker(self) -> BusBroker:
         made = BusBroker(self)
@@ -30,10 +33,13 @@ class Bus:
 
     def forget_all(self) -> None:
         """Lose the memory, as a broker does that kept nothing on disk."""
-        self.shelf = Shelf("another", 0, self._now)
+        self._lives += 1
+        self.shelf = Shelf(f"another{self._lives}", 0, self._now)
 
     def carry(self, channel: str, data: bytes, position: Position | None) -> None:
         self.sent.append((channel, data))
+        if position is not None:
+            self.kept.append((channel, data, position))
         for broker in self.brokers:
             broker.arrive(channel, data, position)
 
@@ -56,6 +62,10 @@ class BusBroker:
         """The channel on which they are; None for whichever comes first."""
         self.held: list[tuple[str, bytes, Position | None]] | None = None
         """What is late on its way here, after ``hold``."""
+        self.is_unsure = False
+        """A publish arrives, and its answer does not: it seems to have failed."""
+        self.suspected: set[str] = set()
+        """The channels on which something was lost, and nobody told of it yet."""
         self.gate = asyncio.Event()
         self.gate.set()
         """While it is closed, no publish ends and no replay returns."""
@@ -83,7 +93,7 @@ class BusBroker:
         self._demand()
         position = self._bus.shelf.append(channel, data, keep) if keep else None
         self._bus.carry(channel, data, position)
-        return self._end()
+        return self._end(is_lost=self.is_unsure)
 
     async def replay(
         self, channel: str, keep: Retention, since: Position | None
@@ -121,28 +131,42 @@ class BusBroker:
             self.arrive(channel, data, position)
 
     def cut(self) -> None:
-        """Lose the connection."""
+        """Lose the connection, and what is on its way."""
         self.is_up = False
+        if self.held is not None:
+            self.held = []
 
     def mend(self) -> None:
         """Have it again, everything subscribed again."""
         self.is_up = True
+        self.suspected = set(self.channels)
+        self.confess()
+
+    def confess(self, *channels: str) -> None:
+        """Tell of what was lost, on these channels or on all."""
+        told = self.suspected.intersection(channels or self.suspected)
+        self.suspected -= told
         assert self._listener is not None
-        self._listener.interrupted(tuple(self.channels))
+        self._listener.interrupted(tuple(told & self.channels))
 
     def _deliver(self, channel: str, data: bytes, position: Position | None) -> None:
         if not self.is_up or channel not in self.channels:
             return
         if self.lost and self.lost_on in (None, channel):
             self.lost -= 1
+            self.suspected.add(channel)
             return
         assert self._listener is not None
+        if position is not None and channel in self.suspected:
+            self.confess(channel)  # what is kept comes whole, or that is told
         self._listener.deliver(channel, data, position)
 
     def _demand(self) -> None:
         if not self.is_up:
             raise UnavailableError("the bus is cut")
 
-    async def _end(self) -> None:
+    async def _end(self, *, is_lost: bool = False) -> None:
         await self.gate.wait()
         await asyncio.sleep(0)
+        if is_lost:
+            raise UnavailableError("the bus did not answer")

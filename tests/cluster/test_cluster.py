@@ -481,6 +481,23 @@ async def test_one_hears_no_word_of_ones_own() -> None:
         assert one.hub.cluster.others == {}
 
 
+async def test_a_lost_word_costs_those_who_missed_it_and_who_said_it_only() -> None:
+    """Not all workers with all others: there may be forty, and a loss is no reason."""
+    async with workers(6) as all_of_them:
+        one, *others = all_of_them
+        for worker in all_of_them:
+            await worker.guest("alice", "lobby")
+        for worker in others:
+            worker.broker.lost, worker.broker.lost_on = 1, "@all"
+        one.hub.cluster.tell_all(gossip.Beat())
+        before = len(all_of_them.bus.sent)
+        one.hub.cluster.tell_all(gossip.Beat())
+        await settle()
+        assert all(worker.hub.carrier.refused["missed"] == 1 for worker in others)
+        # of each: it is new, the answer; it is asked who is there, and answers
+        assert len(all_of_them.bus.sent) - before == 1 + 4 * len(others)
+
+
 # ------------------------------------------------------------- restarts with new keys
 
 

@@ -50,6 +50,42 @@ async def test_a_second_interruption_while_what_was_missed_is_read() -> None:
         assert bob.of_type("resync") == []
 
 
+@pytest.mark.parametrize("forgets", [False, True])
+@pytest.mark.parametrize("waits_for", ["its place", "who is there"])
+async def test_an_interruption_while_a_room_is_opened(
+    forgets: bool, waits_for: str
+) -> None:
+    async with workers(2) as all_of_them:
+        one, two = all_of_them
+        alice = await one.guest("alice", "lobby")
+        bob = await two.guest("bob")
+        say(alice, 1)
+        await settle()
+        if waits_for == "its place":
+            two.broker.gate.clear()
+        else:
+            two.broker.lost, two.broker.lost_on = 1, f"@{two.node}"  # the answer
+        bob.say(type="join", room="lobby")
+        await settle()
+        for worker in all_of_them:
+            worker.broker.cut()
+        if forgets:
+            all_of_them.bus.forget_all()
+        one.broker.mend()
+        say(alice, 2)
+        await settle()
+        two.broker.mend()
+        two.broker.gate.set()
+        await all_of_them.clock.advance(1)
+        (joined,) = bob.of_type("joined")
+        _, _, last = all_of_them.bus.kept[-1]
+        assert position(joined) == {"epoch": last.epoch, "offset": last.offset}
+        say(alice, 3)
+        await settle()
+        assert texts(bob) == [3]
+        assert bob.of_type("resync") == []
+
+
 @pytest.mark.parametrize("more", [0, 1, 30])
 async def test_what_waits_is_bounded_and_the_rest_is_read_again(
     more: int, monkeypatch: pytest.MonkeyPatch

@@ -74,7 +74,7 @@ async def two_hosts(directory: Path, _: str) -> AsyncIterator[Fleet]:
                 to_broker.through(broker.url),
                 "--behind-proxy",
                 hosts=net.hosts,
-                workers=1,
+                workers=2,
                 database_url=to_database.through(url),
                 public_origin="https://chat.example.com",
                 allowed_hosts=",".join(host.address for host in net.hosts),

@@ -17,6 +17,7 @@ from tests.live.test_foreign_issuer import ISSUER, Key, issuing
 from tests.live.test_foreign_issuer import token as foreign_token
 from tests.running import SCOPES, STRATEGIES, Service, running
 
+pytestmark = pytest.mark.usefixtures("database")
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 REVOKED = {
@@ -41,7 +42,9 @@ NEARLY = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+async def service(
+    database: None, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Service]:
     async with running(
         tmp_path_factory.mktemp("service"), max_connections_per_user=0
     ) as service:

@@ -19,6 +19,7 @@ from tests.grants import ending, enter, grant, hear, present, say
 from tests.live.calls import bearer, calling, refused
 from tests.running import PASSWORD, STRATEGIES, Service, running
 
+pytestmark = pytest.mark.usefixtures("database")
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 GOOD = {"username": "alice", "password": PASSWORD}
@@ -27,7 +28,9 @@ CLAIMS = {"iss", "aud", "sub", "sid", "jti", "iat", "nbf", "exp", "scope"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+async def service(
+    database: None, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Service]:
     async with running(tmp_path_factory.mktemp("service")) as service:
         await service.add_user("alice")
         await service.add_user("bob")
@@ -755,11 +758,13 @@ async def test_readyz_tells_what_is_out_of_reach(
 
 
 async def test_readyz_with_the_database_gone(tmp_path: Path) -> None:
-    async with running(tmp_path) as service, calling(service) as api:
+    file = tmp_path / "authws.db"
+    settings = {"database_url": f"sqlite:///{file}"}
+    async with running(tmp_path, **settings) as service, calling(service) as api:
         await service.add_user("alice")
         await service.call(service.house.database.dispose())
-        (tmp_path / "data" / "authws.db").rename(tmp_path / "gone")
-        (tmp_path / "data" / "authws.db").mkdir()
+        file.rename(tmp_path / "gone")
+        file.mkdir()
         answer = await api.get("/readyz")
         assert (answer.status_code, answer.json()["database"]) == (503, "unreachable")
         login = await api.post("/auth/login", json=GOOD)

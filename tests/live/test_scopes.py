@@ -15,6 +15,8 @@ from authws.stores.users import Users
 from tests.grants import Grant, enter, grant, hear, say
 from tests.running import STRATEGIES, Service, running
 
+pytestmark = pytest.mark.usefixtures("database")
+
 
 async def set_scopes(service: Service, name: str, scopes: Sequence[str]) -> None:
     """Do it as ``authws user scopes`` does: from a process that is not the server."""

@@ -13,6 +13,8 @@ from tests.grants import Ending, ending, enter, grant, hear, knock, present, say
 from tests.live.calls import bearer, calling
 from tests.running import Service, running
 
+pytestmark = pytest.mark.usefixtures("database")
+
 RACERS = 100
 IN: Ending = (0, "in")
 USED: Ending = (1008, "ticket_used")
@@ -49,10 +51,8 @@ async def of_a_hundred(*doors: tuple[Service, str]) -> Counter[Ending]:
 
 
 @pytest.mark.parametrize("refuse", ["after_accept", "before_accept"])
-async def test_of_a_hundred_at_once_one_gets_in(
-    tmp_path: Path, url: str, refuse: str
-) -> None:
-    async with running(tmp_path, database_url=url, refuse=refuse) as service:
+async def test_of_a_hundred_at_once_one_gets_in(tmp_path: Path, refuse: str) -> None:
+    async with running(tmp_path, refuse=refuse) as service:
         await service.add_user("alice")
         before = refuse == "before_accept"
         # its peer speaks after accept: there is a close frame in either mode
@@ -72,11 +72,9 @@ async def test_of_a_hundred_at_once_one_gets_in(
         await until(lambda: not service.house.hub.connections)
 
 
-async def test_all_doors_of_all_processes_are_one_race(
-    tmp_path: Path, url: str
-) -> None:
+async def test_all_doors_of_all_processes_are_one_race(tmp_path: Path) -> None:
     """Two services on one database and one set of keys, as workers are."""
-    settings = {"database_url": url, "data_dir": tmp_path / "data"}
+    settings = {"data_dir": tmp_path / "data"}
     async with (
         running(tmp_path, **settings) as one,
         running(tmp_path, **settings) as two,

@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 import os
 from base64 import b64decode
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from authws.decisions import messages
+from authws.brokers.urls import BrokerUrl
+from authws.decisions import gossip, messages
+from authws.decisions.envelopes import Envelope, ForgedEnvelopeError, Kind, Sealer
+from authws.decisions.history import HistoryRules
 from authws.decisions.keys import pem_key
 from authws.decisions.origins import HostPolicy, Origin, OriginPolicy, check_fetch_site
 from authws.decisions.redaction import redact, redact_query
@@ -50,6 +54,10 @@ from tests.builders import (
     make_verifier,
 )
 
+A = TypeVar("A")
+T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
+
 many = settings(
     max_examples=int(os.environ.get("AUTHWS_TEST_EXAMPLES", "400")), deadline=None
 )
@@ -71,6 +79,14 @@ def spoiled(draw: st.DrawFn, good: st.SearchStrategy[bytes]) -> bytes:
 
 def as_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
+
+
+def refusal_or(kind: type[E], read: Callable[[A], T], value: A) -> T | E:
+    """Return what was read, or how it was refused."""
+    try:
+        return read(value)
+    except kind as refusal:
+        return refusal
 
 
 JSON = st.recursive(
@@ -287,6 +303,111 @@ def test_a_handshake_is_refused_with_a_4xx_or_can_be_answered(
             assert len(b64decode(told[b"sec-websocket-key"], validate=True)) == 16
             accept_value(given_headers)
             assert all(subprotocols(given_headers))
+
+
+# ----------------------------------------------------------------- between workers
+
+GOSSIP = [
+    gossip.Beat(is_new=True),
+    gossip.Revoked("subject", "alice", 1.5),
+    gossip.Answer(1, 2, ["lobby"], {"lobby": gossip.Roster(1, ["alice"])}),
+    gossip.Held("alice", {"c1": 1.5}, True),
+    gossip.HeldBy("alice", "c1", None),
+    gossip.Request(1, "connections", {"subject": None, "limit": 5}),
+    gossip.Report(1, {"total": 1}),
+]
+TAGS = [gossip.decode(gossip.encode(one)).__struct_config__.tag for one in GOSSIP]
+said_by_a_worker = st.one_of(
+    st.binary(max_size=80),
+    spoiled(st.sampled_from(GOSSIP).map(gossip.encode)),
+    st.dictionaries(
+        st.sampled_from(
+            ["id", "kind", "key", "at", "user", "connections", "rooms", "content"]
+        ),
+        JSON,
+        max_size=6,
+    ).flatmap(
+        lambda members: st.sampled_from(TAGS).map(
+            lambda tag: json.dumps({"type": tag, **members}).encode()
+        )
+    ),
+)
+
+
+@many
+@given(said_by_a_worker)
+@example(b'{"type":"report","id":1,"content":' + b"[" * 100_000)
+@example(b'{"type":"report","id":1,"content":' + b"9" * 100_000 + b"}")
+def test_what_a_worker_says_is_understood_or_refused(data: bytes) -> None:
+    try:
+        message = gossip.decode(data)
+    except gossip.GossipError:
+        return
+    assert gossip.decode(gossip.encode(message)) == message
+
+
+@many
+@given(
+    st.one_of(
+        st.binary(max_size=40),
+        spoiled(st.just(gossip.encode(gossip.Change(1, 2, "alice", True)))),
+        st.lists(JSON, max_size=5).map(lambda said: json.dumps(said).encode()),
+    )
+)
+def test_what_a_worker_says_of_a_room_is_understood_or_refused(data: bytes) -> None:
+    try:
+        change = gossip.decode_change(data)
+    except gossip.GossipError:
+        return
+    assert gossip.decode_change(gossip.encode(change)) == change
+
+
+SEALER = Sealer([b"one", b"two"])
+ENVELOPE = Envelope(Kind.MESSAGE, "n" * 11, 1, b'{"type":"message"}')
+SEALED = SEALER.seal("lobby", ENVELOPE)
+
+
+@many
+@given(st.one_of(st.binary(max_size=80), spoiled(st.just(SEALED))))
+def test_nothing_but_what_was_sealed_is_opened(data: bytes) -> None:
+    if data != SEALED:
+        with pytest.raises(ForgedEnvelopeError):
+            SEALER.open("lobby", data)
+
+
+PASSWORD = "correct-horse"
+BROKER_URLS = (
+    f"redis://user:{PASSWORD}@a:1,[::1]:2,c/3?cluster=1",
+    f"amqps://user:{PASSWORD}@h/%2F?partitions=8&ca=/a/b.pem",
+    f"nats://user:{PASSWORD}@h:4222?tls=1&creds=/x",
+)
+
+
+@many
+@given(
+    st.one_of(text, spoiled(st.sampled_from(BROKER_URLS).map(str.encode)).map(as_text))
+)
+def test_a_brokers_url_is_read_or_refused_and_its_password_not_shown(url: str) -> None:
+    read = refusal_or(ConfigurationError, BrokerUrl.parse, url)
+    if isinstance(read, ConfigurationError):
+        assert PASSWORD not in str(read)
+        assert read.__suppress_context__ or read.__context__ is None
+        return
+    assert all(name and 0 < port < 2**16 for name, port in read.hosts)
+    if f":{PASSWORD}@" in url:  # else nobody could take it for one
+        assert PASSWORD not in repr(read) + str(read)
+
+
+@many
+@given(st.one_of(text, spoiled(st.just(b"lobby.*=100/300")).map(as_text)))
+def test_a_rule_of_the_history_is_one_or_is_refused(rule: str) -> None:
+    rules = refusal_or(ValueError, HistoryRules, (rule,))
+    if isinstance(rules, ValueError):
+        assert len(str(rules)) < 300
+        return
+    for keep in rules.kept:
+        assert 1 <= keep.messages <= 10_000
+        assert 1 <= keep.seconds <= 86_400
 
 
 # -------------------------------------------------------------------------- key files

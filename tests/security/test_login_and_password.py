@@ -738,10 +738,14 @@ async def test_guessing_at_one_account_is_throttled(
 
 @pytest.mark.parametrize("parallel", [False, True], ids=["BRK-14", "BRK-14-parallel"])
 async def test_guessing_at_two_processes_is_one_limit_and_survives_both(
-    tmp_path: Path, parallel: bool
+    tmp_path: Path, url: str, parallel: bool
 ) -> None:
     """Two services on one database and one set of keys, as workers are."""
-    settings = {"login_rate": 3, "data_dir": tmp_path / "data"}
+    settings = {
+        "login_rate": 3,
+        "data_dir": tmp_path / "data",
+        "database_url": url,
+    }
     async with (
         running(tmp_path, **settings) as one,
         running(tmp_path, **settings) as two,

@@ -57,10 +57,19 @@ class PostgresServer(ServerProcess):
 
     @asynccontextmanager
     async def fresh_database(self) -> AsyncIterator[str]:
-        """Make a database of its own, and drop it with whoever is connected."""
+        """Make a database, and drop it in the end."""
+        name = await self.create_database()
+        yield self.url(name)
+        await self.drop_database(name)
+
+    async def create_database(self) -> str:
+        """Make a database; return its name."""
         name = f"test_{secrets.token_hex(6)}"
         await self.execute(f"CREATE DATABASE {name}")
-        yield self.url(name)
+        return name
+
+    async def drop_database(self, name: str) -> None:
+        """Drop a database, with whoever is connected."""
         await self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     async def execute(self, statement: str) -> None:

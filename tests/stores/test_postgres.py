@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from authws.exceptions import UnavailableError
 from authws.stores.database import Database, migrate
+from authws.stores.tickets import UsedTickets
 from tests.servers.certificates import Authority
 from tests.servers.postgres import PostgresServer
 
@@ -87,6 +88,18 @@ async def test_what_is_wrong_with_the_url_is_said(
     mistyped = await failure(f"{over_tls.url()}?sslmode=verify_all")
     assert "must be one of: disable, allow, prefer" in mistyped
     assert over_tls.password not in unfound + mistyped
+
+
+async def test_role_that_owns_its_database_needs_nothing_else(
+    over_tls: PostgresServer,
+) -> None:
+    await over_tls.execute("CREATE ROLE tenant LOGIN PASSWORD 'p@ss:word'")
+    await over_tls.execute("CREATE DATABASE tenancy OWNER tenant")
+    url = over_tls.url("tenancy", "p%40ss%3Aword").replace("authws:", "tenant:")
+    migrate(url)
+    tickets = UsedTickets(database := Database(url))
+    assert await tickets.redeem("once", 2e9)
+    await database.dispose()
 
 
 @pytest.mark.parametrize("pool", [1, 3])

@@ -30,7 +30,7 @@ from authws.clock import Clock
 from authws.decisions.redaction import log_failure
 from authws.exceptions import UnavailableError
 
-__all__ = ["NOBODY", "ApiError", "Connection", "Pulled"]
+__all__ = ["NOBODY", "ApiError", "Batch", "Connection"]
 
 logger = logging.getLogger("authws")
 
@@ -43,7 +43,8 @@ INBOX_SID = 0
 """The number of the subscription by which answers come; others begin with 1."""
 FIRST_PULL_SID = 2**40
 """Where the numbers of subscriptions for one pull begin."""
-NO_RESPONDERS = b"NATS/1.0 503"
+STATUS = b"NATS/1.0 "
+NO_RESPONDERS = STATUS + b"503"
 NOBODY = 503
 """An ``ApiError.code`` that is not JetStream's: there is no JetStream, or no such
 stream."""
@@ -57,12 +58,14 @@ class ApiError(UnavailableError):
         self.code = code
 
 
-class Pulled(NamedTuple):
-    """A message that a consumer handed out."""
+class Batch(NamedTuple):
+    """What a consumer handed out at once."""
 
-    reply: bytes
-    """JetStream's subject for an acknowledgement, which says where it was kept."""
-    data: bytes
+    messages: list[tuple[bytes, bytes]]
+    """Of each JetStream's subject for an acknowledgement, which says where the message
+    is kept, and its data."""
+    status: bytes
+    """Why there are no more of them, if that is not because there are enough."""
 
 
 class _Refusal(msgspec.Struct):
@@ -123,7 +126,7 @@ class Connection:
         self._waiting = Waiting(clock)
         self._unfenced: list[int] = []
         self._fences: dict[int, list[int]] = {}
-        self._pulls: dict[int, tuple[int, list[Pulled]]] = {}
+        self._pulls: dict[int, tuple[int, list[tuple[bytes, bytes]]]] = {}
 
     # ------------------------------------------------------------------ its life
 
@@ -176,6 +179,9 @@ class Connection:
         )
         if not credentials:
             secret()
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError  # wait_for swallows it on Python 3.11
 
     async def _note_error(self, error: Exception) -> None:
         if not self._is_connected:
@@ -211,6 +217,11 @@ class Connection:
 
     # ------------------------------------------------------------------ sending
 
+    @property
+    def max_payload(self) -> int:
+        """How big a message may be."""
+        return self._client.max_payload
+
     def subscribe(self, sid: int, subject: str) -> None:
         """Have what is published on a subject arrive by this number."""
         self._write(f"SUB {subject} {sid}\r\n".encode())
@@ -227,11 +238,10 @@ class Connection:
         """
         if self.why_lost:
             raise UnavailableError(self.why_lost)
-        most = self._client.max_payload
-        if len(data) > most:
+        if len(data) > self.max_payload:
             raise UnavailableError(
                 f"a message of {len(data)} bytes is more than the NATS server takes "
-                f"(max_payload, {most})"
+                f"(max_payload, {self.max_payload})"
             )
         self._waiting.admit(len(data))
 
@@ -267,7 +277,7 @@ class Connection:
         self._write(b"PUB %b 0\r\n\r\n" % subject.encode())
 
     def pull(self, subject: str, data: bytes, count: int) -> Future:
-        """Ask a consumer for its next messages, at most ``count``; returns a list."""
+        """Ask a consumer for its next messages, at most ``count``; returns a Batch."""
         future = self._future()
         number = self._waiting.add(future)
         sid = FIRST_PULL_SID + number
@@ -336,7 +346,7 @@ class Connection:
         elif sid < FIRST_PULL_SID:
             self.arrived(sid, headers, data)
         elif sid in self._pulls:
-            self._take_pulled(sid, reply, data)
+            self._take_pulled(sid, reply, headers, data)
 
     def _take_answer(self, number: int, headers: bytes | None, data: bytes) -> None:
         if number in self._fences:
@@ -345,12 +355,17 @@ class Connection:
         elif number in self._waiting:
             self._waiting.settle(number, *_read_answer(headers, data))
 
-    def _take_pulled(self, sid: int, reply: bytes, data: bytes) -> None:
-        count, pulled = self._pulls[sid]
+    def _take_pulled(
+        self, sid: int, reply: bytes, headers: bytes | None, data: bytes
+    ) -> None:
+        count, messages = self._pulls[sid]
+        status = b""
         if reply:
-            pulled.append(Pulled(reply, data))
-        if not reply or len(pulled) == count:  # no reply: a status, there are no more
-            self._waiting.settle(sid - FIRST_PULL_SID, None, pulled)
+            messages.append((reply, data))
+        else:
+            status = (headers or b"")[len(STATUS) :][:3]
+        if status or len(messages) == count:
+            self._waiting.settle(sid - FIRST_PULL_SID, None, Batch(messages, status))
 
     def _end_pull(self, sid: int) -> None:
         del self._pulls[sid]

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from authws.brokers.base import Replay
-from authws.brokers.nats.connection import NOBODY, ApiError, Connection
+from authws.brokers.nats.connection import NOBODY, ApiError, Batch, Connection
 from authws.brokers.nats.heard import Heard
 from authws.decisions.history import Position, Retention
 from authws.exceptions import UnavailableError
@@ -28,6 +28,11 @@ __all__ = ["Stream", "live_subject", "read_place"]
 FEW = 8
 """Messages that are asked for one by one: for that few a consumer costs the server
 more, measured on nats-server 2.9 and 2.15."""
+NAMES = 4096
+"""Bytes that a message's names take beside it, at most."""
+NO_MORE = {b"404", b"408"}
+NO_ROOM = b"409"
+"""The status of a batch in which the next message finds no room."""
 IDLE = 5
 """Seconds after which the server forgets a consumer that is not asked."""
 NANOSECONDS = 10**9
@@ -233,12 +238,29 @@ class Stream:
             ),
         )
         try:
-            request = msgspec.json.encode({"batch": count, "no_wait": True})
-            next_subject = f"$JS.API.CONSUMER.MSG.NEXT.{place}"
-            pulled = await link.pull(next_subject, request, count)
+            return await self._take_out(link, place, count)
         finally:
             link.tell(f"$JS.API.CONSUMER.DELETE.{place}")
-        return [(_number(one.reply), one.data) for one in pulled]
+
+    async def _take_out(
+        self, link: Connection, place: str, count: int
+    ) -> list[tuple[int, bytes]]:
+        """Return a consumer's next messages, in batches of about the biggest message:
+        of all that are read at once no more is under way than a connection bears."""
+        found: list[tuple[int, bytes]] = []
+        while len(found) < count:
+            left = count - len(found)
+            request = {"batch": left, "no_wait": True}
+            request["max_bytes"] = link.max_payload + NAMES
+            batch: Batch = await link.pull(
+                f"$JS.API.CONSUMER.MSG.NEXT.{place}", msgspec.json.encode(request), left
+            )
+            found += [(_number(reply), data) for reply, data in batch.messages]
+            if batch.status in NO_MORE:
+                break
+            if batch.status and not (batch.status == NO_ROOM and batch.messages):
+                raise UnavailableError(f"JetStream: status {batch.status!r:.9}")
+        return found
 
     async def read(self, link: Connection) -> State:
         """Return what it has; who asks in the same turn of the loop, asks together.
