@@ -8,7 +8,8 @@ what it costs to tell them, as long as they are told (`AUTHWS_MAX_PRESENCE`, 100
 - rooms: 10 to 10,000 with 10 members each, half of them by way of each worker; a room
   that is there, and one that is opened by it and closed again;
 - members: 10 to 10,000 users in one room. On the way there all that are missing come at
-  the same moment, as after a restart: what each of those costs is shown as well.
+  the same moment, as after a restart: what each of those costs is shown as well;
+- workers: a room that is opened, by one worker of 1, 2 and 4: all others are asked.
 
     python -m bench.presence [--steps 10,100,1000,10000] [--times 200]
 """
@@ -36,6 +37,8 @@ from bench.served import Cores, Served, served_by, use_cores
 BOUND = 1800.0
 
 BROKER, WORKERS = "redis", 2
+FLEETS = (1, 2, 4)
+"""Workers, of whom one opens rooms."""
 STEPS = (10, 100, 1_000, 10_000)
 PER_ROOM = 10
 """Members of each of many rooms."""
@@ -81,6 +84,10 @@ class Result:
     members: dict[int, Cost] = field(default_factory=dict)
     storm: dict[int, Cost] = field(default_factory=dict)
     """Of each that came with all the others, at the same moment."""
+    asking: dict[int, Cost] = field(default_factory=dict)
+    """Of a room that is opened, by the number of workers."""
+    kilobytes: dict[int, float] = field(default_factory=dict)
+    """Of memory of all workers for each member, by the number of members."""
 
 
 # -------------------------------------------------------------------------- measuring
@@ -231,7 +238,7 @@ class Bench:
         """More and more members of one room, of whom the one who comes and goes is
         one."""
         [probe] = await self.meet(1)
-        here = 0
+        here, empty = 0, self._memory()
         for step in steps:
             more = await self.meet(step - 1 - here)
             self.result.storm[step] = await self.cost(
@@ -240,7 +247,19 @@ class Bench:
             )
             here += len(more)
             self.result.members[step] = await self.come_and_go(probe, ["crowd"], times)
+            self.result.kilobytes[step] = (self._memory() - empty) / step / 1000
             self._show("members", step, self.result.members[step])
+
+    async def along_workers(self, _: Sequence[int], times: int) -> None:
+        """One of the fleets."""
+        [probe] = await self.meet(1)
+        new = [f"new-{number}" for number in range(times)]
+        step = len(self._servers)
+        self.result.asking[step] = await self.come_and_go(probe, new, times)
+        self._show("workers", step, self.result.asking[step])
+
+    def _memory(self) -> int:
+        return sum(server.rss() for server in self._servers)
 
     @staticmethod
     async def _all_join(members: Sequence[Member]) -> None:
@@ -256,18 +275,19 @@ class Bench:
 
 async def run(
     along: str,
+    workers: int,
     cores: Cores,
     arguments: argparse.Namespace,
     load: Load,
     result: Result,
 ) -> None:
-    """Measure one curve on a fleet of its own."""
+    """Measure one curve, or a step of one, on a fleet of its own."""
     progress = Progress()
     steps: Sequence[int] = arguments.steps
     async with (
         broker(BROKER, cores.server) as carrying,
         served_by(
-            WORKERS,
+            workers,
             ("alice",),
             core=cores.server,
             broker_url=carrying.url,
@@ -350,6 +370,8 @@ def report(result: Result) -> str:
         curve_table("members", result.members),
         "Each of all those who are missing from so many, when they come together:",
         curve_table("members", result.storm),
+        "Into a room that it opens, and closes again, with so many workers:",
+        curve_table("workers", result.asking),
     ]
     return "\n\n".join(parts)
 
@@ -365,8 +387,9 @@ def figures(result: Result) -> dict[str, Any]:
                 }
                 for step, cost in getattr(result, name).items()
             }
-            for name in ("rooms", "opening", "members", "storm")
+            for name in ("rooms", "opening", "members", "storm", "asking")
         },
+        "kilobytes": {str(n): round(kb, 2) for n, kb in result.kilobytes.items()},
     }
 
 
@@ -412,7 +435,9 @@ async def main(arguments: argparse.Namespace) -> None:
     cores, load, result = use_cores(), Load(), Result()
     async with asyncio.timeout(BOUND):
         for along in ("rooms", "members"):
-            await run(along, cores, arguments, load, result)
+            await run(along, WORKERS, cores, arguments, load, result)
+        for workers in FLEETS:
+            await run("workers", workers, cores, arguments, load, result)
     body = report(result)
     print(body)
     described = load.describe()
