@@ -43,7 +43,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "sqlalchemy": ("authws.stores",),
     "redis": ("authws.brokers.redis",),
     "nats": ("authws.brokers.nats",),
-    "aio_pika": ("authws.brokers.rabbitmq",),
+    "pamqp": ("authws.brokers.rabbitmq",),
     "alembic": ("authws.stores",),
 }
 """Libraries that live in one place, so that replacing one touches one place."""

@@ -73,7 +73,8 @@ class Broker(Protocol):
     """Carries bytes from whoever publishes on a channel to whoever subscribed to it,
     and keeps some for those who come later.
 
-    A channel's name is 1 to 130 characters of ``A-Z a-z 0-9 _ . : - @``.
+    A channel's name is 1 to 130 characters of ``A-Z a-z 0-9 _ . : - @``. On one that
+    begins with ``@`` workers speak to each other, and nothing of it is kept.
     """
 
     crosses_processes: bool

@@ -35,21 +35,36 @@ class Shelf:
         self._channels: OrderedDict[str, _Channel] = OrderedDict()
         self._forgotten = 0
         """The highest offset of any channel that is not remembered."""
+        self._known = 0
+        """Up to this offset all is known, where channels share one row of offsets."""
 
     def append(self, channel: str, data: bytes, keep: Retention) -> Position:
         """Put a message behind the last one of its channel."""
         kept = self._of(channel)
         return self._put(kept, kept.top + 1, data, keep)
 
-    def put(self, channel: str, offset: int, data: bytes, keep: Retention) -> Position:
-        """Put a message that has an offset already, higher than those before it."""
-        return self._put(self._of(channel), offset, data, keep)
+    def put(
+        self,
+        channel: str,
+        offset: int,
+        data: bytes,
+        keep: Retention,
+        age: float = 0.0,
+    ) -> Position:
+        """Put a message that has an offset already, higher than those before it, and
+        was published ``age`` seconds ago."""
+        return self._put(self._of(channel), offset, data, keep, age)
 
     def _put(
-        self, kept: _Channel, offset: int, data: bytes, keep: Retention
+        self,
+        kept: _Channel,
+        offset: int,
+        data: bytes,
+        keep: Retention,
+        age: float = 0.0,
     ) -> Position:
         now = self._now()
-        kept.messages.append((offset, now, data))
+        kept.messages.append((offset, now - age, data))
         kept.top = offset
         self.size += len(data) + OVERHEAD
         self._trim(kept, keep, now)
@@ -61,6 +76,11 @@ class Shelf:
         """Hear that nothing is known of what came up to and with this offset."""
         self._forgotten = max(self._forgotten, offset)
 
+    def know_up_to(self, offset: int) -> None:
+        """Hear that up to and with this offset there is nothing but what was put here,
+        in any channel."""
+        self._known = max(self._known, offset)
+
     def replay(self, channel: str, keep: Retention, since: Position | None) -> Replay:
         """Return what a channel has kept since a position."""
         kept = self._channels.get(channel)
@@ -68,10 +88,11 @@ class Shelf:
             kept = _Channel(self._forgotten)
         else:
             self._trim(kept, keep, self._now())
-        top = Position(self.epoch, kept.top)
+        known = max(kept.top, self._known)
+        top = Position(self.epoch, kept.top if kept.messages else known)
         if since is None:
             return Replay((), True, top)
-        if since.epoch != self.epoch or since.offset > kept.top:
+        if since.epoch != self.epoch or since.offset > known:
             return Replay((), False, top)
         missed = tuple(
             (Position(self.epoch, offset), data)

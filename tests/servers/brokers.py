@@ -16,7 +16,7 @@ KINDS = ("redis", "redis-cluster", "redis-sentinel", "nats", "rabbitmq")
 PROGRAMS = {
     "redis": ("redis-server", "redis"),
     "nats": ("nats-server", "nats"),
-    "rabbitmq": ("rabbitmq-server", "aio_pika"),
+    "rabbitmq": ("rabbitmq-server", "pamqp"),
 }
 """By the first word of a kind: the program and its client library."""
 DURABLE = {"redis": ("--appendonly", "yes", "--appendfsync", "always")}

@@ -27,6 +27,9 @@ class ServerProcess:
     leaves nothing behind.
     """
 
+    patience = PATIENCE
+    """Seconds in which it starts, and ends."""
+
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="authws-server-"))
         self._process: asyncio.subprocess.Process | None = None
@@ -76,7 +79,7 @@ class ServerProcess:
                 **self.identity(),
             )
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self.patience):
                 while True:
                     if self._process.returncode is not None:
                         raise AssertionError(f"it ended: {self.log[-2000:]}")
@@ -128,7 +131,7 @@ class ServerProcess:
             return
         self.send(number)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self.patience):
                 await self._process.wait()
         finally:
             if self._process.returncode is None:
