@@ -55,6 +55,7 @@ def common_scopes(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
     )
 
 
+@lru_cache(maxsize=16_384)  # asked for each publish: users have few sets of scopes
 def _cover(scopes: frozenset[str], wanted: str) -> bool:
     """Tell whether one of the scopes grants all that ``wanted`` grants."""
     return any(

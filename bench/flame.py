@@ -174,8 +174,8 @@ async def draw(
         wsload.load(
             work,
             one.ask(work[0]),
-            port=one.running.port,
-            pid=one.running.pid,
+            ports=[one.running.port],
+            pids=[one.running.pid],
             seconds=seconds + 2 * AHEAD,
         )
     )

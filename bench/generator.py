@@ -38,6 +38,13 @@ class Measured:
     """Seconds of the server's processor time for each of them."""
     p99: float
     """Seconds that 99 % of them took at most."""
+    p50: float = 0.0
+    published: float = 0.0
+    """Messages that publishers sent per second."""
+    cpus: tuple[float, ...] = ()
+    """Of each process that was watched: the share of a processor that it used."""
+    generator: float = 0.0
+    """The same of the generator."""
 
 
 class Generator:
@@ -52,18 +59,20 @@ class Generator:
         work: Sequence[str],
         ask: Sequence[str],
         *,
-        port: int,
-        pid: int,
-        **options: float,
+        ports: Sequence[int],
+        pids: Sequence[int],
+        seconds: float,
     ) -> Measured:
-        """Do some work for a while: ``seconds``.
+        """Do some work for a while, at one server or several that are one.
+
+        ``pids`` are the processes whose use of the processor is measured.
 
         Raises:
             LoadError: something went wrong, so that the figures mean nothing.
         """
         process = await self._start(
-            *(*work, "-p", str(port), "--pid", str(pid)),
-            *("-d", str(options["seconds"]), "--warm", str(WARM_UP), *ask),
+            *(*work, "-p", _listed(ports), "--pid", _listed(pids)),
+            *("-d", str(seconds), "--warm", str(WARM_UP), *ask),
         )
         try:
             output, errors = await process.communicate()
@@ -83,6 +92,10 @@ class Generator:
             result["rate"],
             result["server_cpu"] / result["count"],
             result["p99_us"] / 1e6,
+            result["p50_us"] / 1e6,
+            result.get("published", 0) / result["secs"],
+            tuple(cpu / result["secs"] for cpu in result["cpus"]),
+            result["gen_cpu"],
         )
 
     @asynccontextmanager
@@ -117,6 +130,10 @@ class Generator:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def _end(process: asyncio.subprocess.Process) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import reporting
+from bench.brokers import BROKERS, MEMORY
 from bench.contending import (
     FIRST_MESSAGE,
     FLOOR,
@@ -213,6 +214,21 @@ GOALS = (
     ),
     *(
         Goal(
+            f"revocation.workers.{broker}",
+            f"the same on 4 workers over {broker}: p99 from the REST request to the "
+            "close",
+            "at most {} ms",
+            100,
+            "revocation",
+            _named("workers_p99_ms", broker, connections=10_000),
+            is_most=True,
+            shown="{:.1f}",
+        )
+        for broker in BROKERS
+        if broker != MEMORY
+    ),
+    *(
+        Goal(
             f"growth.{key}",
             f"{what}: furthest from its median",
             "at most {:.0%}",
@@ -228,6 +244,34 @@ GOALS = (
             ("memory", "memory of a connection, 100 to 10,000 connections"),
             ("rooms", "cost of a delivery, 1 to 1,000 rooms"),
         )
+    ),
+    Goal(
+        "presence.rooms",
+        "cost of coming and going, 10 to 10,000 rooms: furthest from its median",
+        "at most {:.0%}",
+        0.15,
+        "presence",
+        _named("growth", "rooms"),
+        is_most=True,
+        shown="{:.0%}",
+    ),
+    Goal(
+        "presence.told",
+        "the same for each member that is told, 1,000 members beside 100",
+        "at most {} x",
+        1.15,
+        "presence",
+        _named("growth", "told"),
+        is_most=True,
+    ),
+    Goal(
+        "presence.untold",
+        "the same in a room of 10,000, where nobody is told, beside one of 10",
+        "at most {} x",
+        1.15,
+        "presence",
+        _named("growth", "untold"),
+        is_most=True,
     ),
 )
 

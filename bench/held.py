@@ -30,6 +30,8 @@ AT_ONCE = 64
 """Handshakes under way at one time."""
 WARM_UP = 300
 """Connections opened and closed before anything is measured."""
+IDLE = 20.0
+"""Seconds of rest: as long as it is from one ping of a connection to the next."""
 REVOCATION_TIMEOUT = 60.0
 BOUND = 1200.0
 """Seconds for everything."""
@@ -59,6 +61,8 @@ class Held:
     connections: int
     memory: dict[str, int] = field(default_factory=dict)
     opening: float = 0.0
+    idle: float = 0.0
+    """Share of a processor that each connection takes in which nothing is said."""
     revocations: list[Revocation] = field(default_factory=list)
     trace: list[tuple[float, int, int]] = field(default_factory=list)
     """Seconds, connections, bytes of memory."""
@@ -160,6 +164,14 @@ class Bench:
         )
         del self.peers[group]
 
+    async def idle(self) -> None:
+        """See what those cost who say nothing, and are pinged now and then."""
+        self.progress(f"{self.result.mix}: {IDLE:.0f} s in which nothing is said")
+        before = self.server.cpu()
+        await asyncio.sleep(IDLE)
+        used = self.server.cpu() - before
+        self.result.idle = used / IDLE / self.open
+
     async def measure(self, name: str) -> None:
         self.progress(f"{self.result.mix}: waiting for the memory to settle")
         self.result.memory[name] = await self.server.settled_rss()
@@ -215,6 +227,7 @@ async def open_and_revoke(bench: Bench, quiet: Callable[[], Awaitable[None]]) ->
     bench.result.opening += await bench.fill("bob", count - half, bob)
     await bench.measure("open")
     await quiet()
+    await bench.idle()
     await bench.revoke(
         f"one user of {SESSIONS} sessions, disconnected by an administrator",
         "alice",
@@ -311,6 +324,7 @@ def figures(results: Sequence[Held]) -> dict[str, object]:
         "connections": min(held.connections for held in results),
         "kilobytes": round(max(held.per_connection for held in results) / 1000, 2),
         "last_ms": round(max(last) * 1000, 1),
+        "idle_us_a_second": round(max(held.idle for held in results) * 1e6, 2),
     }
 
 
@@ -351,6 +365,10 @@ async def main(arguments: argparse.Namespace) -> None:
     tables = f"{memory_table(results)}\n\n{revocation_table(results)}"
     for held in results:
         seen, mean = held.metric
+        tables += (
+            f"\n\nIdle, {held.mix}: {held.idle * 1e6:.1f} microseconds of the "
+            "processor for each connection and second, most of it for pings."
+        )
         tables += (
             f"\n\n`authws_revocation_seconds`, {held.mix}: {seen:,.0f} connections, "
             f"{milliseconds(mean)} ms on average."

@@ -5,17 +5,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Sequence
+from typing import Protocol
 
 from bench.contending import Started
 from bench.generator import Generator, Measured
 from bench.reporting import Load, Progress
-from bench.servers import Running
 
-__all__ = ["Measuring"]
+__all__ = ["Measuring", "Uses"]
 
 AGAIN = 40
 """How often it measures again in all: a machine that is never quiet ends too."""
 CALM, CALM_WITHIN = 0.05, 20.0
+
+
+class Uses(Protocol):
+    """Whatever uses the processor for what is measured."""
+
+    def cpu(self) -> float:
+        """Seconds of processor time that it has used."""
 
 
 class Measuring:
@@ -27,13 +34,16 @@ class Measuring:
         self.load = Load()
         self.progress = Progress(steps)
         self._arguments = arguments
-        self._servers: Sequence[Running] = ()
+        self._servers: Sequence[Uses] = ()
 
     def beside(self, contenders: Sequence[Started]) -> None:
         """These run from now on: what they use is not others' work."""
-        self._servers = list(
-            {one.running.pid: one.running for one in contenders}.values()
-        )
+        by_pid = {one.running.pid: one.running for one in contenders}
+        self.among(list(by_pid.values()))
+
+    def among(self, servers: Sequence[Uses]) -> None:
+        """The same of servers of any kind."""
+        self._servers = servers
 
     def cpu(self) -> float:
         """Seconds of processor time that the servers have used."""
@@ -51,14 +61,29 @@ class Measuring:
         Raises:
             LoadError: something went wrong, so that the figures mean nothing.
         """
+        running = one.running
+        return await self.measure_all(
+            work, one.ask(work[0]), ports=[running.port], pids=[running.pid]
+        )
+
+    async def measure_all(
+        self,
+        work: Sequence[str],
+        ask: Sequence[str],
+        *,
+        ports: Sequence[int],
+        pids: Sequence[int],
+    ) -> Measured:
+        """Load several servers that are one; ``pids`` are theirs, and others' whose use
+        of the processor is to be known.
+
+        Raises:
+            LoadError: something went wrong, so that the figures mean nothing.
+        """
         while True:
             with self.load.watching(self.cpu) as watch:
                 found = await self.wsload.load(
-                    work,
-                    one.ask(work[0]),
-                    port=one.running.port,
-                    pid=one.running.pid,
-                    seconds=self._arguments.seconds,
+                    work, ask, ports=ports, pids=pids, seconds=self._arguments.seconds
                 )
             if not self.load.is_disturbed(watch, AGAIN):
                 return found

@@ -8,9 +8,10 @@ import os
 import resource
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "pinned",
     "rss_of",
     "served",
+    "served_by",
     "settled_rss",
     "use_cores",
 ]
@@ -34,6 +36,8 @@ PASSWORD = "correct horse battery staple"
 OPEN_FILES = 20_000
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 30.0
+CPUCLOCK_SCHED = 2
+"""As the kernel and glibc make the id of a process's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +163,9 @@ def rss_of(pid: int) -> int:
 
 
 def cpu_of(pid: int) -> float:
-    """Seconds of processor time that a process has used."""
-    stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
-    user, system = stat.rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """Seconds of processor time that a process has used, in all of its threads."""
+    # the clock of another process, to the nanosecond: clock_getcpuclockid(3)
+    return time.clock_gettime((~pid << 3) | CPUCLOCK_SCHED)
 
 
 async def settled_rss(pid: int, *, still: float = 2.0, within: float = 20.0) -> int:
@@ -196,7 +199,28 @@ async def served(
     ``admin`` names the user who gets the scope of that name as well. ``program`` is
     what Python runs; it says where it is the way ``authws serve`` does.
     """
-    with tempfile.TemporaryDirectory(prefix="authws-bench-") as directory:
+    async with served_by(
+        1, users, core=core, admin=admin, program=program, **settings
+    ) as [server]:
+        yield server
+
+
+@asynccontextmanager
+async def served_by(
+    workers: int,
+    users: Sequence[str],
+    *,
+    core: int | None = None,
+    admin: str = "",
+    program: Sequence[str] = ("-m", "authws", "serve", "--port", "0"),
+    **settings: Any,
+) -> AsyncIterator[list[Served]]:
+    """The same by several workers, each on a port of its own: so it is known who is
+    connected to which."""
+    async with AsyncExitStack() as stack:
+        directory = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="authws-bench-")
+        )
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("AUTHWS_")},
             "AUTHWS_DATA_DIR": f"{directory}/data",
@@ -206,23 +230,30 @@ async def served(
         # one after the other: the first makes the data directory
         for name in users:
             await _add_user(name, environment, is_admin=name == admin)
-        log = _log(directory)
-        process = await asyncio.create_subprocess_exec(
-            *pinned(core),
-            sys.executable,
-            *program,
-            env=environment,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=log,
-        )
-        os.close(log)
-        try:
-            async with asyncio.timeout(START_TIMEOUT):
-                origin = await _origin(process)
-            port = int(origin.rpartition(":")[2])
-            yield Served(process, origin, port, Path(directory, "data"))
-        finally:
-            await _stop(process)
+        yield [
+            await stack.enter_async_context(
+                _served(Path(directory), environment, (*pinned(core), *command))
+            )
+            for command in [(sys.executable, *program)] * workers
+        ]
+
+
+@asynccontextmanager
+async def _served(
+    directory: Path, environment: dict[str, str], command: Sequence[str]
+) -> AsyncIterator[Served]:
+    log = _log(directory)
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=log
+    )
+    os.close(log)
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            origin = await _origin(process)
+        port = int(origin.rpartition(":")[2])
+        yield Served(process, origin, port, directory / "data")
+    finally:
+        await _stop(process)
 
 
 def pinned(core: int | None) -> list[str]:
@@ -244,9 +275,9 @@ async def _add_user(name: str, environment: dict[str, str], *, is_admin: bool) -
     assert process.returncode == 0, f"user {name}: {errors.decode()}"
 
 
-def _log(directory: str) -> int:
+def _log(directory: Path) -> int:
     """Open a file for the server's log, which its operator would keep as well."""
-    return os.open(f"{directory}/server.log", os.O_WRONLY | os.O_CREAT)
+    return os.open(directory / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
 async def _origin(process: asyncio.subprocess.Process) -> str:

@@ -18,13 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-import jwt
-
-from authws.decisions.tokens import TokenIssuer
 from authws.decisions.verified_tokens import MAX_TOKENS
-from authws.service.house import ticket_audience
-from authws.service.key_files import load_secrets
-from authws.service.settings import Settings
+from bench.crowds import claims_of, issuer_of
 from bench.served import Served, cpu_of, pinned, rss_of, served
 
 __all__ = [
@@ -186,18 +181,8 @@ class Authws:
 
         Whoever comes with one after the other comes with one that must be verified.
         """
-        settings = Settings(
-            _env_file=None,
-            data_dir=service.data_dir,
-            **{k: v for k, v in self.settings if k == "signing_algorithm"},
-        )
-        issuer = TokenIssuer(
-            load_secrets(settings).keyring,
-            issuer=settings.issuer,
-            audience=settings.audience,
-            ticket_audience=ticket_audience(settings),
-        )
-        claims = jwt.decode(token, options={"verify_signature": False})
+        chosen = {k: v for k, v in self.settings if k == "signing_algorithm"}
+        issuer, claims = issuer_of(service, **chosen), claims_of(token)
         tokens = (
             issuer.access(
                 claims["sub"],

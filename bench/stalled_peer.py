@@ -205,7 +205,9 @@ async def publish_fast(server: Served, wsload: Generator, token: str) -> float:
     join = f'{{"type":"join","room":"{FAST_ROOM}"}}'
     path = f"/ws/query-param?token={token}"
     ask = ("--path", path, "--first", join, "--wait", "joined", *IN_ROOM)
-    found = await wsload.load(FAST, ask, port=server.port, pid=server.pid, seconds=1)
+    found = await wsload.load(
+        FAST, ask, ports=[server.port], pids=[server.pid], seconds=1
+    )
     return found.rate
 
 

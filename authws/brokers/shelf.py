@@ -40,7 +40,8 @@ class Shelf:
 
     def append(self, channel: str, data: bytes, keep: Retention) -> Position:
         """Put a message behind the last one of its channel."""
-        return self.put(channel, self._of(channel).top + 1, data, keep)
+        kept = self._of(channel)
+        return self._put(kept, kept.top + 1, data, keep)
 
     def put(
         self,
@@ -52,7 +53,16 @@ class Shelf:
     ) -> Position:
         """Put a message that has an offset already, higher than those before it, and
         was published ``age`` seconds ago."""
-        kept = self._of(channel)
+        return self._put(self._of(channel), offset, data, keep, age)
+
+    def _put(
+        self,
+        kept: _Channel,
+        offset: int,
+        data: bytes,
+        keep: Retention,
+        age: float = 0.0,
+    ) -> Position:
         now = self._now()
         kept.messages.append((offset, now - age, data))
         kept.top = offset
@@ -102,20 +112,15 @@ class Shelf:
 
     def _trim(self, kept: _Channel, keep: Retention, now: float) -> None:
         messages = kept.messages
-        oldest = now - keep.seconds
-        while messages and (len(messages) > keep.messages or messages[0][1] < oldest):
-            self._drop_first(kept)
-
-    def _drop_first(self, kept: _Channel) -> None:
-        offset, _, data = kept.messages.popleft()
-        kept.floor = offset
-        self.size -= len(data) + OVERHEAD
+        most, oldest = keep.messages, now - keep.seconds
+        while messages and (len(messages) > most or messages[0][1] < oldest):
+            kept.floor, _, data = messages.popleft()
+            self.size -= len(data) + OVERHEAD
 
     def _forget_oldest(self) -> None:
         channel, kept = self._channels.popitem(last=False)
         self.size -= len(channel) + CHANNEL_OVERHEAD
-        while kept.messages:
-            self._drop_first(kept)
+        self.size -= sum(len(data) + OVERHEAD for _, _, data in kept.messages)
         # whoever comes to this channel again begins above all that anybody may hold
         self._forgotten = max(self._forgotten, kept.top)
 

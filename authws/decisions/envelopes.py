@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 from hashlib import blake2b
 from hmac import compare_digest
 from struct import Struct
@@ -24,6 +25,8 @@ NODE_LENGTH = 11
 MAC_BYTES = 16
 
 _VERSION = b"\xa1"
+_CHANNELS = 4096
+"""Channels whose beginning of a MAC is remembered: 1 KiB each."""
 _HEAD = Struct(f">{NODE_LENGTH}sQB")
 _BEGIN = len(_VERSION) + MAC_BYTES
 _BODY = _BEGIN + _HEAD.size
@@ -74,15 +77,15 @@ class Sealer:
             )
             for key in keys
         )
-        self._own = self._macs[-2:][0]
+        self._begun = lru_cache(maxsize=_CHANNELS)(self._begin)
 
     def seal(self, channel: str, envelope: Envelope) -> bytes:
         """Return what goes to the broker."""
         kind, node, number, body = envelope
         rest = _HEAD.pack(node.encode(), number, kind) + body
-        mac = self._own.copy()
-        mac.update(_about(channel, rest))
-        return _VERSION + mac.digest() + rest
+        mac = self._begun(channel)[-2:][0].copy()
+        mac.update(rest)
+        return b"%b%b%b" % (_VERSION, mac.digest(), rest)
 
     def open(self, channel: str, data: bytes) -> Envelope:
         """Return what came from the broker on this channel.
@@ -92,16 +95,19 @@ class Sealer:
         """
         if len(data) < _BODY or data[:1] != _VERSION:
             raise ForgedEnvelopeError("not an envelope")
-        about = _about(channel, data[_BEGIN:])
-        for keyed in self._macs:
-            mac = keyed.copy()
-            mac.update(about)
-            if compare_digest(mac.digest(), data[1:_BEGIN]):
+        rest, genuine = data[_BEGIN:], data[1:_BEGIN]
+        for begun in self._begun(channel):
+            mac = begun.copy()
+            mac.update(rest)
+            if compare_digest(mac.digest(), genuine):
                 node, number, kind = _HEAD.unpack_from(data, _BEGIN)
                 return Envelope(kind, node.decode("ascii"), number, data[_BODY:])
         raise ForgedEnvelopeError("not by a key of ours, or not for this channel")
 
-
-def _about(channel: str, rest: bytes) -> bytes:
-    # no channel's name holds a NUL: where it ends is never in doubt
-    return b"%b\0%b" % (channel.encode(), rest)
+    def _begin(self, channel: str) -> tuple[blake2b, ...]:
+        """Begin a MAC by each key with the channel."""
+        begun = tuple(keyed.copy() for keyed in self._macs)
+        for mac in begun:
+            # no channel's name holds a NUL: where it ends is never in doubt
+            mac.update(b"%b\0" % channel.encode())
+        return begun

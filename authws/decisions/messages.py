@@ -225,24 +225,23 @@ def restarting(retry_after: float) -> str:
 
 def joined(
     room: str,
-    members: Collection[str],
+    members: Collection[str] | int,
     *,
     is_recovered: bool | None = None,
     position: Position | None = None,
-    max_members: int = 0,
 ) -> str:
     """Confirm a join.
 
     Args:
         room: its name.
-        members: the subjects present, oneself included.
+        members: the subjects present, oneself included; of too many to be told, how
+            many they are.
         is_recovered: whether all that was missed follows; None if nobody asked.
         position: after which message the peer stands, in a room that keeps any.
-        max_members: of more than so many only the number is told; 0 is off.
     """
     body: dict[str, Any] = {"type": "joined", "room": room}
-    if len(members) > max_members > 0:
-        body |= {"members": [], "count": len(members)}
+    if isinstance(members, int):
+        body |= {"members": [], "count": members}
     else:
         body["members"] = sorted(members)
     if is_recovered is not None:

@@ -59,20 +59,10 @@ class Presence:
 
     # ------------------------------------------------------------- what happens here
 
-    @staticmethod
-    def members(room: Room) -> set[str]:
-        """Return who is in a room."""
-        found = set(room.subjects)
-        for elsewhere in room.elsewhere.values():
-            found |= elsewhere.subjects
-        return found
-
     def arrive(self, room: Room, subject: str) -> None:
         """Note one more connection of a subject, and tell who has to know."""
-        is_first_here = subject not in room.subjects
-        if is_first_here:
-            if not _is_elsewhere(room, subject):
-                self._tell(room, subject, "joined")
+        if subject not in room.subjects:
+            self._change(room, subject, is_here=True)
             self._note_change(room, subject, is_here=True)
         room.subjects[subject] += 1
 
@@ -83,8 +73,7 @@ class Presence:
             return
         del room.subjects[subject]
         self._note_change(room, subject, is_here=False)
-        if not _is_elsewhere(room, subject):
-            self._tell(room, subject, "left")
+        self._change(room, subject, is_here=False)
 
     def _note_change(self, room: Room, subject: str, *, is_here: bool) -> None:
         self._changes += 1
@@ -230,21 +219,24 @@ class Presence:
         if is_here == (subject in known.subjects):
             return
         if is_here:
-            is_news = not _is_anywhere(room, subject)
             known.subjects.add(subject)
         else:
             known.subjects.discard(subject)
-            is_news = not _is_anywhere(room, subject)
-        if is_news:
-            self._tell(room, subject, "joined" if is_here else "left")
+        self._change(room, subject, is_here=is_here)
 
-
-def _is_elsewhere(room: Room, subject: str) -> bool:
-    return any(subject in known.subjects for known in room.elsewhere.values())
-
-
-def _is_anywhere(room: Room, subject: str) -> bool:
-    return subject in room.subjects or _is_elsewhere(room, subject)
+    def _change(self, room: Room, subject: str, *, is_here: bool) -> None:
+        """Note that a subject is here by way of one worker more, or less; tell it if
+        that is the first, or was the last."""
+        before = room.present[subject]
+        if is_here:
+            room.present[subject] = before + 1
+            if before == 0:
+                self._tell(room, subject, "joined")
+        elif before > 1:
+            room.present[subject] = before - 1
+        else:
+            del room.present[subject]
+            self._tell(room, subject, "left")
 
 
 def _batches(names: Iterable[str]) -> Iterator[list[str]]:

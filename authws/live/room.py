@@ -36,6 +36,7 @@ class Room(Audience):
         "lock",
         "name",
         "position",
+        "present",
         "subjects",
         "version",
     )
@@ -50,6 +51,8 @@ class Room(Audience):
         """Which change of this worker's ``subjects`` is as of; 0 before the first."""
         self.elsewhere: dict[str, Elsewhere] = {}
         """By worker: who is here by way of it."""
+        self.present: Counter[str] = Counter()
+        """Everybody who is here, and by way of how many workers."""
         self.position: Position | None = None
         """Where it stands: after the message that was told last."""
         self.held: list[tuple[Position, bytes]] | None = None

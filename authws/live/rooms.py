@@ -209,17 +209,21 @@ class Rooms(Mapping[str, Room]):
         room: Room,
         is_recovered: bool | None,
         since: Position | None = None,
-        members: Collection[str] | None = None,
+        members: set[str] | int | None = None,
     ) -> str:
-        if members is None:
-            members = self._presence.members(room)
         return messages.joined(
             room.name,
-            members,
+            self._here(room) if members is None else members,
             is_recovered=is_recovered,
             position=since or room.position,
-            max_members=self._max_presence,
         )
+
+    def _here(self, room: Room, *also: str) -> set[str] | int:
+        """Return who is in a room, these ``also``; of too many only how many."""
+        count = len(room.present) + sum(one not in room.present for one in also)
+        if count > self._max_presence > 0:
+            return count  # a set of them would cost each who comes all who are there
+        return room.present.keys() | also
 
     # ------------------------------------------------------------ what a peer missed
 
@@ -235,7 +239,7 @@ class Rooms(Mapping[str, Room]):
             self._let_in(connection, room)
             connection.post(self._joined(room, False))
             return
-        told = self._presence.members(room) | {connection.principal.subject}
+        told = self._here(room, connection.principal.subject)
         connection.post(self._joined(room, True, since, told))
         with contextlib.suppress(ConnectionClosed):
             await self._tell_missed(connection, room, since, missed)
@@ -287,11 +291,11 @@ class Rooms(Mapping[str, Room]):
             )
 
     def _tell_who_changed(
-        self, connection: Connection, room: Room, told: set[str]
+        self, connection: Connection, room: Room, told: set[str] | int
     ) -> None:
         """Tell who came and went since a peer was told who is here."""
-        now = self._presence.members(room)
-        if len(now) > self._max_presence > 0:
+        now = self._here(room)
+        if isinstance(now, int) or isinstance(told, int):
             return
         for subject in told - now:
             connection.post(messages.presence(room.name, subject, "left").decode())
@@ -433,14 +437,8 @@ class Rooms(Mapping[str, Room]):
         self._tell(room, messages.resync(room.name, room.position).encode())
 
     def _tell_presence(self, room: Room, subject: str, event: str) -> None:
-        if self._max_presence:
-            # a bound on what one coming costs, not an exact count: that costs too
-            here = len(room.subjects) + sum(
-                len(known.subjects) for known in room.elsewhere.values()
-            )
-            if here > self._max_presence:
-                return
-        self._tell(room, messages.presence(room.name, subject, event))
+        if not len(room.present) > self._max_presence > 0:
+            self._tell(room, messages.presence(room.name, subject, event))
 
     def _tell(self, room: Room, data: bytes) -> None:
         # a member whose outbox overflows is ended, not removed: the room stands still

@@ -30,7 +30,12 @@ def everything() -> dict[str, dict[str, Any]]:
         "compare": compared(),
         "growth": {"flatness": flat},
         "held": {"connections": 10_000, "kilobytes": 10, "last_ms": 100},
-        "revocation": {"connections": 10_000, "p99_ms": 1},
+        "presence": {"growth": dict.fromkeys(("rooms", "told", "untold"), 1.0)},
+        "revocation": {
+            "connections": 10_000,
+            "p99_ms": 1,
+            "workers_p99_ms": dict.fromkeys(("redis", "nats", "rabbitmq"), 1.0),
+        },
         "stalled_peer": {"p99_ratio": 1.0, "rate_ratio": 1.0},
     }
 

@@ -253,6 +253,26 @@ async def test_a_big_room_tells_its_number_only(members: int, is_told: bool) -> 
         assert told == ["u0", "u1"]
 
 
+async def test_its_limit_is_the_same_whichever_way_somebody_came() -> None:
+    async with workers(2, max_presence=3) as (one, two):
+        near = await one.guest("near", "lobby")
+        far = await two.guest("far", "lobby")
+        start = position(far.of_type("joined")[0])
+        for name in ("third", "fourth"):
+            await one.guest(name, "lobby")
+        for peer in (near, far):
+            subjects = [m["subject"] for m in peer.of_type("presence")]
+            assert subjects[-1] == "third"
+        far.leave()
+        await settle()
+        for count, name in ((4, "far"), (4, "far"), (5, "fifth")):
+            back = await two.guest(name, "lobby", since=start)
+            joined = back.of_type("joined")[0]
+            assert joined["recovered"] is True
+            assert (joined["members"], joined["count"]) == ([], count)
+            assert not back.of_type("presence")
+
+
 # ---------------------------------------------------------------------- what was missed
 
 

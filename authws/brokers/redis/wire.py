@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from struct import Struct
 from typing import Any, NamedTuple
 
 from redis.crc import key_slot
@@ -35,7 +36,8 @@ __all__ = [
 CARRIED = b"\x01c"
 KEPT = b"\x01k"
 EPOCH_LENGTH = 12
-HEADER_LENGTH = len(KEPT) + EPOCH_LENGTH + 8
+HEADER = Struct(f">{len(KEPT)}s{EPOCH_LENGTH}sQ")
+"""Of a message that is kept: what says so, the epoch, the offset."""
 MAX_OFFSET = 2**53
 """Lua's numbers are exact up to here."""
 
@@ -198,16 +200,15 @@ def _milliseconds(keep: Retention) -> bytes:
 
 def read_message(payload: bytes) -> tuple[bytes, Position | None] | None:
     """Return a message and its position, or None if that is no message of ours."""
-    kind = payload[: len(KEPT)]
-    if kind == CARRIED:
+    if payload.startswith(CARRIED):
         return payload[len(CARRIED) :], None
-    if kind != KEPT or len(payload) < HEADER_LENGTH:
+    if not payload.startswith(KEPT) or len(payload) < HEADER.size:
         return None
-    epoch = _read_epoch(payload[len(KEPT) : len(KEPT) + EPOCH_LENGTH])
-    offset = int.from_bytes(payload[len(KEPT) + EPOCH_LENGTH : HEADER_LENGTH])
+    _, written, offset = HEADER.unpack_from(payload)
+    epoch = _read_epoch(written)
     if epoch is None or not 0 < offset <= MAX_OFFSET:
         return None
-    return payload[HEADER_LENGTH:], Position(epoch, offset)
+    return payload[HEADER.size :], Position(epoch, offset)
 
 
 @lru_cache(maxsize=4096)
