@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pwd
 import shutil
 import signal
 import socket
 import tempfile
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,8 @@ __all__ = ["ServerProcess", "free_ports", "unprivileged"]
 
 PATIENCE = 30.0
 POLL = 0.02
+STOPPED = {"T", "Z", "X"}
+"""States of a thread that does nothing, in ``proc_pid_stat(5)``."""
 
 
 class ServerProcess:
@@ -103,6 +107,11 @@ class ServerProcess:
     def pause(self) -> None:
         """Let it stand still, its connections open."""
         self.send(signal.SIGSTOP)
+        # its threads go on for a moment, and may still answer
+        for thread in Path(f"/proc/{self.pid}/task").glob("*/stat"):
+            with contextlib.suppress(OSError):  # it has ended
+                while thread.read_text().rpartition(")")[2].split()[0] not in STOPPED:
+                    time.sleep(POLL)
 
     def resume(self) -> None:
         """Let it go on."""
