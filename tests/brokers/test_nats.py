@@ -954,7 +954,7 @@ def documented_permissions() -> str:
     block = text.partition("```\nauthorization {")[2].partition("```")[0]
     assert block
     braces = block.replace("{", "{{").replace("}", "}}")
-    return "authorization {{" + braces.replace("$AUTHWS_NATS_PASSWORD", "{password}")
+    return "authorization {{" + braces.replace("$NATS_PASSWORD", "{password}")
 
 
 async def test_the_permissions_that_are_documented_are_enough() -> None:
