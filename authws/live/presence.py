@@ -27,6 +27,12 @@ __all__ = ["Presence"]
 
 ASKED_AT_ONCE = 500
 """Rooms in one question: their names fit into 64 KiB."""
+ANSWERED_AT_ONCE = 262_144
+"""Characters of subjects after which an answer goes on in another message; NATS takes
+1 MiB in one, unless it is told otherwise."""
+
+NO_QUESTION = 0
+"""The number of none; they are counted from 1."""
 
 Tell = Callable[[Room, str, str], None]
 """Tells a room's members here that a subject ``joined`` or ``left``."""
@@ -155,13 +161,20 @@ class Presence:
             self._ask_for(room, node, known, change.version)
 
     def _answer(self, node: str, ask: gossip.Ask) -> None:
-        rosters = {
-            name: gossip.Roster(room.version, list(room.subjects))
-            for name in ask.rooms
-            if (room := self._rooms.get(name)) is not None and room.subjects
-        }
-        answer = gossip.Answer(ask.id, self._changes, ask.rooms, rosters)
-        self._cluster.tell(node, answer)
+        names: list[str] = []
+        rosters: dict[str, gossip.Roster] = {}
+        size = 0
+        for name in ask.rooms:
+            room = self._rooms.get(name)
+            if room is not None and room.subjects:
+                if size > ANSWERED_AT_ONCE:  # more follows: nobody's wait is over yet
+                    answer = gossip.Answer(NO_QUESTION, self._changes, names, rosters)
+                    self._cluster.tell(node, answer)
+                    names, rosters, size = [], {}, 0
+                rosters[name] = gossip.Roster(room.version, list(room.subjects))
+                size += sum(map(len, room.subjects))
+            names.append(name)
+        self._cluster.tell(node, gossip.Answer(ask.id, self._changes, names, rosters))
 
     def _take(self, node: str, answer: gossip.Answer) -> None:
         for name in answer.rooms:

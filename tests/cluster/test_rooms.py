@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from authws.decisions import gossip
 from authws.decisions.envelopes import Envelope, Kind, Sealer
+from authws.live import presence
 from tests.cluster.workers import (
     LEASE,
     here,
@@ -236,6 +238,30 @@ async def test_many_joins_in_one_turn_are_one_question() -> None:
             assert here(peer, f"room{number}") == {"alice", f"user{number}"}
         # a question and its answer, and what each of the fifty changes
         assert len(all_of_them.bus.sent) - before <= 50 + 4
+
+
+async def test_a_long_answer_comes_in_parts_and_is_awaited_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(presence, "ANSWERED_AT_ONCE", 20)
+    async with workers(2) as all_of_them:
+        one, two = all_of_them
+        names = [f"room{number}" for number in range(12)]
+        await one.guest("a-subject-of-some-length", *names[::2])
+        peers = [await two.guest("bob") for _ in names]
+        for peer, name in zip(peers, names, strict=True):
+            peer.say(type="join", room=name)
+        await settle()
+        for number, peer in enumerate(peers):
+            (joined,) = peer.of_type("joined")
+            others = [] if number % 2 else ["a-subject-of-some-length"]
+            assert joined["members"] == [*others, "bob"]
+        before = len(all_of_them.said(gossip.Answer))
+        two.hub.cluster.tell(one.node, gossip.Ask(7, names))
+        await settle()
+        answers = all_of_them.said(gossip.Answer)[before:]
+        assert [answer.id for answer in answers] == [0, 0, 0, 0, 0, 7]
+        assert [name for answer in answers for name in answer.rooms] == names
 
 
 @pytest.mark.parametrize(("members", "is_told"), [(3, True), (4, False)])
