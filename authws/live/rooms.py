@@ -334,13 +334,14 @@ class Rooms(Mapping[str, Room]):
         if handed_over is None:
             _acknowledge(connection, message.id)
             return None
-        if connection.unacknowledged >= MAX_UNACKNOWLEDGED:
-            return _acknowledge_once(handed_over, connection, message.id)
+        must_wait = connection.unacknowledged >= MAX_UNACKNOWLEDGED
         connection.unacknowledged += 1
-        asyncio.ensure_future(handed_over).add_done_callback(
+        sent = asyncio.ensure_future(handed_over)
+        # so each time, also if it is waited for: acknowledged in the order of the calls
+        sent.add_done_callback(
             lambda done: _acknowledge_later(done, connection, message.id)
         )
-        return None
+        return _end_of(sent) if must_wait else None
 
     # ------------------------------------------------------------------ what arrives
 
@@ -446,14 +447,8 @@ class Rooms(Mapping[str, Room]):
         self.messages_delivered += len(room.members)
 
 
-async def _acknowledge_once(
-    handed_over: Awaitable[None], connection: Connection, message: messages.MessageId
-) -> None:
-    try:
-        await handed_over
-    except UnavailableError:
-        raise _not_taken(message) from None
-    _acknowledge(connection, message)
+async def _end_of(sent: asyncio.Future[None]) -> None:
+    await asyncio.wait({sent})
 
 
 def _acknowledge_later(
