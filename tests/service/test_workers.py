@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from websockets.exceptions import ConnectionClosed
 from authws.service.watchdog import CUT_SHORT
 from authws.service.workers.supervisor import restart_delay
 from tests.daemon import Daemon, daemon
+from tests.servers.certificates import Authority
 from tests.wire import handshake, request, wire
 
 pytestmark = pytest.mark.skipif(
@@ -113,7 +115,14 @@ def work(worker):
         raise ConfigurationError(failure.read_text())
     while (directory / f"hang-{number}").exists():
         time.sleep(0.01)
-    config = build_config(app, port=0, drain=drain, log_config=None)
+    tls = directory / "tls.pem"
+    config = build_config(
+        app,
+        port=0,
+        drain=drain,
+        log_config=None,
+        tls_cert=tls if tls.exists() else None,
+    )
     config.lifespan = "off"
     Told(config, worker).run(sockets=[worker.listener])
 
@@ -144,9 +153,9 @@ async def serving(
         yield server
 
 
-async def facts(port: int) -> dict[str, Any]:
+async def facts(port: int, tls: ssl.SSLContext | None = None) -> dict[str, Any]:
     """Ask one worker, on a connection of its own."""
-    async with wire(port) as peer:
+    async with wire(port, tls=tls) as peer:
         await peer.send(request("/", "Connection: close"))
         response = await peer.response()
     assert response.status == 200
@@ -463,6 +472,36 @@ async def test_keys_may_change_twice_and_all_workers_are_the_newest(
         await until_said(server, "All workers are replaced")
         assert not server.workers() & {*before, first_new}
         assert len(server.workers()) == WORKERS
+
+
+async def test_new_certificate_is_shown_and_no_handshake_fails(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    trust = ssl.create_default_context(cafile=authority.path)
+    shown: set[bytes | None] = set()
+
+    def install(name: str) -> None:
+        files = authority.issue(name, "127.0.0.1")
+        (tmp_path / "tls.pem").write_bytes(b"".join(map(Path.read_bytes, files)))
+
+    async def see(port: int) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+        shown.add(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
+        writer.close()
+        await writer.wait_closed()
+
+    install("first")
+    async with serving(tmp_path) as server:
+        await see(server.port)
+        first = shown.copy()
+        install("second")
+        server.send(signal.SIGHUP)
+        while "All workers are replaced" not in server.errors:
+            await facts(server.port, trust)
+        shown.clear()
+        for _ in range(20):
+            await see(server.port)
+        assert len(shown) == 1
+        assert not shown & first
 
 
 async def test_successor_that_cannot_start_replaces_nobody(tmp_path: Path) -> None:
