@@ -639,6 +639,19 @@ async def test_a_server_that_is_out_of_memory_takes_nothing_and_gives_what_it_ha
         await peer.until(lambda: b"2" in peer.data("room"))
 
 
+async def test_a_channel_that_is_subscribed_otherwise_is_heard_so_and_once(
+    rabbit: TlsServer, prefix: str
+) -> None:
+    async with joined(rabbit.url, prefix) as peer, joined(rabbit.url, prefix) as other:
+        await peer.broker.subscribe("room")
+        await peer.broker.subscribe("room", KEEP)
+        await other.publish("room", b"carried")  # by both ways: it knows of no history
+        await other.publish("room", b"kept", KEEP)
+        await peer.hears("room", b"carried", b"kept")
+        await peer.broker.replay("room", KEEP, None)
+        assert peer.data("room") == [b"carried", b"kept"]
+
+
 # -------------------------------------------------------------------- what others write
 
 

@@ -124,7 +124,9 @@ class RabbitmqBroker:
     async def subscribe(self, channel: str, keep: Retention | None = None) -> None:
         session = self._connected()
         partition = None if keep is None else self._partition(channel, keep)
-        mine = self._subscriptions.setdefault(channel, _Subscription(partition))
+        mine = self._subscriptions.get(channel)
+        if mine is None or mine.partition is not partition:
+            mine = self._subscriptions[channel] = _Subscription(partition)
         try:
             async with _in_time():
                 if partition is None:
