@@ -30,6 +30,8 @@ CALLS = [
     ("POST", "/admin/users/alice/disconnect"),
     ("DELETE", "/admin/sessions/{session}"),
 ]
+ALONE = {"workers": 1, "silent": 0}
+"""What is said of workers where there is one."""
 NEARLY = {
     "chatter": "join:*",
     "upper": "Admin",
@@ -200,11 +202,11 @@ async def test_open_connections_are_listed_newest_first(tmp_path: Path) -> None:
                 assert secret.rpartition(".")[2] not in answer.text
 
             alices = (await http.get("/admin/connections?subject=alice")).json()
-            assert alices == {"total": 3, "connections": listed[1:]}
+            assert alices == {"total": 3, "connections": listed[1:], **ALONE}
             two = (await http.get("/admin/connections?subject=alice&limit=2")).json()
-            assert two == {"total": 3, "connections": listed[1:3]}
+            assert two == {"total": 3, "connections": listed[1:3], **ALONE}
             one = (await http.get("/admin/connections?limit=1")).json()
-            assert one == {"total": 4, "connections": listed[:1]}
+            assert one == {"total": 4, "connections": listed[:1], **ALONE}
             for nobody in ("nobody", "", "alic", "alice%00"):
                 none = (await http.get(f"/admin/connections?subject={nobody}")).json()
                 assert none == {
