@@ -62,7 +62,7 @@ $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
 # `make bench` is all of it but the soak, which takes ten minutes and more by itself;
 # ARGS are for the program, such as ARGS="--quick" to try it out.
 BENCHES := bench-compare bench-growth bench-held bench-footprint bench-revocation \
-  bench-workers bench-presence \
+  bench-workers bench-presence bench-scaling \
   bench-quarantine bench-stalled-peer bench-login-burst bench-flame bench-soak
 .PHONY: bench bench-needs $(BENCHES)
 bench: $(VENV)/.installed-bench bench-needs

@@ -18,7 +18,7 @@ from typing import Any
 from bench import goals
 from bench.served import Cores
 
-__all__ = ["results", "write"]
+__all__ = ["between", "results", "write"]
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "performance.md"
@@ -48,13 +48,17 @@ def results() -> dict[str, dict[str, Any]]:
 
 def _put(name: str, text: str) -> None:
     """Put a text between its markers in the document."""
-    begin, end = f"<!-- {name}: measured -->", f"<!-- {name}: end -->"
     document = DOCUMENT.read_text(encoding="utf-8")
-    before, _, rest = document.partition(begin)
-    _, found_end, after = rest.partition(end)
-    assert found_end, f"docs/performance.md has no markers for {name}"
-    document = f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}"
+    document = between(document, f"{name}: measured", f"{name}: end", text)
     DOCUMENT.write_text(document, encoding="utf-8")
+
+
+def between(document: str, begin: str, end: str, text: str) -> str:
+    """Return a document with this text between two of its markers."""
+    before, _, rest = document.partition(f"<!-- {begin} -->")
+    _, found_end, after = rest.partition(f"<!-- {end} -->")
+    assert found_end, f"the document has no markers for {begin}"
+    return f"{before}<!-- {begin} -->\n\n{text.strip()}\n\n<!-- {end} -->{after}"
 
 
 def _machine(cores_apart: bool, load: str) -> str:

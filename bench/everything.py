@@ -45,6 +45,7 @@ PARTS = (
     Part("stalled_peer", 10 * MINUTE, "--rounds 1 --seconds 1"),
     Part("login_burst", 2 * MINUTE, "--rounds 1 --logins 40"),
     Part("flame", 0.7 * MINUTE, "--seconds 2"),
+    Part("scaling", 0.2 * MINUTE, ""),
 )
 QUICK = 40.0
 """Seconds that a part takes which is only tried out."""

@@ -1,14 +1,17 @@
 #!/bin/sh
-# What the benchmarks need from the system, and the servers that authws is measured
-# beside: a C compiler, nats-server, nginx with nchan, Node and its `ws`. Installed only
-# by root on Debian; elsewhere what is missing is left out, and this says so.
+# What the benchmarks need from the system, the brokers, and the servers that authws is
+# measured beside: a C compiler, Redis, nats-server, RabbitMQ, nginx with nchan, Node and
+# its `ws`. Installed only by root on Debian; elsewhere what is missing is left out, and
+# this says so.
 
 have() { command -v "$1" >/dev/null 2>&1; }
 have_nchan() { have nginx && [ -e /usr/lib/nginx/modules/ngx_nchan_module.so ]; }
 
 missing=""
 have cc || missing="$missing gcc libc6-dev"
+have redis-server || missing="$missing redis-server"
 have nats-server || missing="$missing nats-server"
+have rabbitmq-server || missing="$missing rabbitmq-server"
 have_nchan || missing="$missing nginx libnginx-mod-nchan"
 have node && have npm || missing="$missing nodejs npm"
 
@@ -17,7 +20,9 @@ have node && have npm || missing="$missing nodejs npm"
   sh "$(dirname "$0")/debian_install.sh" "the benchmarks" $missing
 
 have cc || echo "*** no benchmark can run (no C compiler; install gcc libc6-dev)" >&2
+have redis-server || echo "*** LEFT OUT: Redis (install redis-server)" >&2
 have nats-server || echo "*** LEFT OUT: nats-server (install nats-server)" >&2
+have rabbitmq-server || echo "*** LEFT OUT: RabbitMQ (install rabbitmq-server)" >&2
 have_nchan || echo "*** LEFT OUT: nginx with nchan (install nginx and" \
   "libnginx-mod-nchan)" >&2
 have node && have npm || {
