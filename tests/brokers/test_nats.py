@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -416,7 +417,7 @@ async def test_a_backup_that_is_brought_back_begins_a_new_epoch(
 
 async def surely(call: Callable[[], Awaitable[T]]) -> T:
     """Do something, though the connection may be made anew once more."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await call()
@@ -1152,6 +1153,54 @@ async def test_any_server_of_the_url_will_do(
             peer = await listening(url, "room")
             await peer.publish("room", b"x", KEEP)
             await peer.until(lambda peer=peer: bool(peer.heard))  # type: ignore[misc]
+
+
+CLUSTER = """
+server_name: {name}
+cluster {{{{ name: tests, listen: 127.0.0.1:{port}, routes: [{routes}] }}}}
+"""
+
+
+async def test_three_servers_keep_what_one_of_them_had(listening: Listening) -> None:
+    """The one that leads is killed; another one leads, and goes on with the numbers."""
+    ports = free_ports(3)
+    routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+    async with AsyncExitStack() as stack:
+        servers: dict[str, NatsServer] = {}
+        for name, port in zip("abc", ports, strict=True):
+            cluster = CLUSTER.format(name=name, port=port, routes=routes)
+            one = nats_server(authorization="", more=cluster)
+            servers[name] = await stack.enter_async_context(one)
+        peers = {
+            name: await listening(server.url, "room")
+            for name, server in servers.items()
+        }
+        leader = await _have_three_keep_it(servers["a"])
+        peer, other = (peers[name] for name in "abc" if name != leader)
+        start = (await surely(lambda: peer.broker.replay("room", KEEP, None))).top
+        await surely(lambda: peer.publish("room", b"before", KEEP))
+        await servers[leader].kill()
+        await surely(lambda: peer.publish("room", b"after", KEEP))
+        for one_of_two in (peer, other):
+            ask = partial(one_of_two.broker.replay, "room", KEEP, start)
+            replay = await surely(ask)
+            data = [data for _, data in replay.messages]
+            assert (data[0], data[-1]) == (b"before", b"after")
+            assert {place.epoch for place, _ in replay.messages} == {start.epoch}
+            assert replay.is_complete
+
+
+async def _have_three_keep_it(server: NatsServer) -> str:
+    """Return the name of the server that leads them."""
+    async with operator(server) as ask, asyncio.timeout(60):
+        info = await ask(f"STREAM.INFO.{STREAM}")
+        await ask(f"STREAM.UPDATE.{STREAM}", {**info["config"], "num_replicas": 3})
+        while True:
+            cluster = (await ask(f"STREAM.INFO.{STREAM}")).get("cluster", {})
+            replicas = [replica["current"] for replica in cluster.get("replicas", [])]
+            if cluster.get("leader") and replicas == [True, True]:
+                return str(cluster["leader"])
+            await asyncio.sleep(0.1)
 
 
 async def test_a_timeout_that_nats_py_swallows_is_one_all_the_same(

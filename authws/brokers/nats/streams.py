@@ -50,6 +50,8 @@ _NO_TOKEN = re.compile("[^A-Za-z0-9_:@-]")
 
 
 class State(msgspec.Struct):
+    """The numbers that a stream has, the first one beyond the last if it has none."""
+
     first_seq: int
     last_seq: int
 
@@ -259,7 +261,8 @@ class Stream:
             if batch.status in NO_MORE:
                 break
             if batch.status and not (batch.status == NO_ROOM and batch.messages):
-                raise UnavailableError(f"JetStream: status {batch.status!r:.9}")
+                status = batch.status.decode("latin-1")
+                raise UnavailableError(f"JetStream: status {status}")
         return found
 
     async def read(self, link: Connection) -> State:
