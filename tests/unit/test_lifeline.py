@@ -15,6 +15,7 @@ import pytest
 from authws.brokers.lifeline import (
     CONNECT_TIMEOUT,
     FIRST_DELAY,
+    LATE,
     LONGEST_DELAY,
     PROBE_EVERY,
     PROBE_TIMEOUT,
@@ -265,6 +266,18 @@ async def test_a_probe_that_hangs_is_a_loss_in_time() -> None:
         assert one.is_up
         await one.advance(0.01)
         assert one.times("disconnect") == [PROBE_EVERY + PROBE_TIMEOUT]
+
+
+@pytest.mark.parametrize(("late", "is_up"), [(LATE, False), (LATE + 0.01, True)])
+async def test_who_stood_still_itself_does_not_take_the_other_end_for_gone(
+    late: float, is_up: bool
+) -> None:
+    async with client(hangs={"probe"}) as one:
+        await one.lifeline.start()
+        await one.advance(PROBE_EVERY)
+        one.clock.elapsed += PROBE_TIMEOUT + late  # and no timer was called meanwhile
+        await one.advance(0)
+        assert one.is_up is is_up
 
 
 async def test_letting_go_that_hangs_keeps_nobody_from_trying_again() -> None:
