@@ -62,6 +62,7 @@ class Authority:
             .not_valid_before(today - timedelta(days=1))
             .not_valid_after(today + timedelta(days=1))
             .add_extension(x509.BasicConstraints(key is self._key, None), critical=True)
+            .add_extension(_usage(is_authority=key is self._key), critical=True)
             .add_extension(
                 x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
                 critical=False,
@@ -77,6 +78,21 @@ class Authority:
             names = x509.SubjectAlternativeName(map(_general_name, hosts))
             builder = builder.add_extension(names, critical=False)
         return builder.sign(self._key, SHA256())
+
+
+def _usage(*, is_authority: bool) -> x509.KeyUsage:
+    """What its key is for; Python 3.13 looks (``VERIFY_X509_STRICT``)."""
+    return x509.KeyUsage(
+        digital_signature=not is_authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=is_authority,
+        crl_sign=is_authority,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _named(name: str) -> x509.Name:
