@@ -27,7 +27,7 @@ from authws.brokers.nats.streams import FEW, Stream
 from authws.decisions.history import Position, Retention
 from authws.exceptions import ConfigurationError, UnavailableError
 from tests.brokers.peers import KEEP, Peer, eventually, settled
-from tests.servers.brokers import broker_server
+from tests.servers.brokers import require_server
 from tests.servers.certificates import Authority
 from tests.servers.nats import NatsServer
 from tests.servers.process import free_ports
@@ -78,7 +78,7 @@ async def server() -> AsyncIterator[NatsServer]:
 
 @asynccontextmanager
 async def nats_server(**options: Any) -> AsyncIterator[NatsServer]:
-    broker_server("nats")  # skips, where there is none
+    require_server("nats")
     async with NatsServer(**options) as running:
         yield running
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from tests.requirements import require
 
-__all__ = ["KINDS", "BrokerServer", "broker_server"]
+__all__ = ["KINDS", "BrokerServer", "broker_server", "require_server"]
 
 KINDS = ("redis", "redis-cluster", "redis-sentinel", "nats", "rabbitmq")
 PROGRAMS = {
@@ -39,13 +39,18 @@ class BrokerServer(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
 
+def require_server(kind: str) -> None:
+    """Skip the test where a kind's program or its client is missing."""
+    program, client = PROGRAMS[kind.partition("-")[0]]
+    require(kind, shutil.which(program) is not None, f"no {program} on the PATH")
+    require(kind, find_spec(client) is not None, f"{client} is not installed")
+
+
 def broker_server(kind: str, *, is_durable: bool = False) -> BrokerServer:
     """Return a server of this kind, to be started with ``async with``; durable, it
     keeps what it has acknowledged when it is killed."""
+    require_server(kind)
     name = kind.partition("-")[0]
-    program, client = PROGRAMS[name]
-    require(kind, shutil.which(program) is not None, f"no {program} on the PATH")
-    require(kind, find_spec(client) is not None, f"{client} is not installed")
     module = import_module(f"tests.servers.{name}")
     words = "".join(word.capitalize() for word in kind.split("-"))
     make: Callable[..., BrokerServer] = getattr(module, f"{words}Server")
