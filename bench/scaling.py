@@ -149,7 +149,7 @@ def answers_table(results: Results) -> str:
     for load in LOADS:
         found = planned(results, load)
         if found is None:
-            rows.append([load.name, "no number is enough"])
+            rows.append([load.name, "no number is enough", *[""] * 6])
             continue
         rows.append(
             [
