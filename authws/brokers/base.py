@@ -86,6 +86,11 @@ class Broker(Protocol):
     def is_up(self) -> bool:
         """Whether the broker could be reached when it was last tried."""
 
+    @property
+    def heard_at(self) -> float:
+        """When it was last known that it can be, in monotonic seconds. A broker that
+        stands still is found out only seconds after this."""
+
     async def start(self, listener: Listener) -> None:
         """Connect, and hand what arrives to ``listener``. Returns after some seconds
         at most, whether that worked or is still being tried.

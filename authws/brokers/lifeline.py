@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 
@@ -61,6 +62,8 @@ class Lifeline:
         is called after each loss and each attempt that failed. All may raise.
         """
         self.is_up = False
+        self.heard_at = -math.inf
+        """When it was last known to be up, in monotonic seconds."""
         self._name = name
         self._connect = connect
         self._probe = probe
@@ -127,6 +130,7 @@ class Lifeline:
                 attempt += 1
                 continue
             self.is_up = True
+            self.heard_at = self._clock.monotonic()
             if self._first_try.is_set():
                 logger.warning("%s is reached again", self._name)
             self._first_try.set()
@@ -149,7 +153,8 @@ class Lifeline:
                 async with self._clock.timeout(PROBE_EVERY):
                     await self._lost.wait()
                 return
-            due = self._clock.monotonic() + PROBE_TIMEOUT
+            asked_at = self._clock.monotonic()
+            due = asked_at + PROBE_TIMEOUT
             try:
                 await self._within(PROBE_TIMEOUT, self._probe)
             except Exception as error:
@@ -158,6 +163,7 @@ class Lifeline:
                     continue  # the answer may be there, and nobody looked
                 self._why = self._why if self._lost.is_set() else _describe(error)
                 return
+            self.heard_at = asked_at
 
     async def _let_go(self) -> None:
         with contextlib.suppress(Exception):

@@ -22,7 +22,7 @@ class MemoryBroker:
         self, *, history_bytes: int = 67_108_864, clock: Clock | None = None
     ) -> None:
         """``history_bytes`` bounds what all channels keep together; 0 is off."""
-        clock = clock or Clock()
+        self._clock = clock = clock or Clock()
         self._channels: set[str] = set()
         self._listener: Listener | None = None
         # what was kept ends with the process, and so does the epoch
@@ -31,6 +31,10 @@ class MemoryBroker:
     @property
     def is_up(self) -> bool:
         return self._listener is not None
+
+    @property
+    def heard_at(self) -> float:
+        return self._clock.monotonic()
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener

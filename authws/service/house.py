@@ -342,6 +342,11 @@ class House:
         """Whether the process is about to end, and takes nobody any more."""
         return self.door.is_closing
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether revocations could not be learnt of for too long: nobody is let in."""
+        return self.door.is_blind
+
     async def drain(self, seconds: float) -> None:
         """Admit nobody any more, and end every connection within ``seconds``."""
         self.door.is_closing = True

@@ -169,12 +169,12 @@ class RevocationFeed:
                 self._act(revocation)
         self._since = started - OVERLAP
         self._seen = frozenset(found)
-        self._know()
+        self._know(self._clock.monotonic())
 
     # ------------------------------------------------------------------ failing closed
 
-    def _know(self) -> None:
-        self._knew_at = self._clock.monotonic()
+    def _know(self, at: float) -> None:
+        self._knew_at = max(self._knew_at, at)
         self._set_blind(False)
 
     async def _look_out(self) -> None:
@@ -182,7 +182,7 @@ class RevocationFeed:
             await self._clock.sleep(LOOK_EVERY)
             unknown = self._clock.monotonic() - self._knew_at
             if self._broker.is_up and self._hub.cluster.has_entered:
-                self._know()
+                self._know(self._broker.heard_at)
             elif unknown >= self._fail_closed_after > 0:
                 self._set_blind(True)
 

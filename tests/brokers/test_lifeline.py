@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -30,10 +31,12 @@ def failing(*errors: Exception) -> Callable[[], Awaitable[None]]:
     return connect
 
 
-def lifeline(connect: Callable[[], Awaitable[None]], clock: ManualClock) -> Lifeline:
-    return Lifeline(
-        "it", connect=connect, probe=nothing, disconnect=nothing, clock=clock
-    )
+def lifeline(
+    connect: Callable[[], Awaitable[None]],
+    clock: ManualClock,
+    probe: Callable[[], Awaitable[None]] = nothing,
+) -> Lifeline:
+    return Lifeline("it", connect=connect, probe=probe, disconnect=nothing, clock=clock)
 
 
 async def test_each_reason_is_said_once_in_an_outage(
@@ -123,6 +126,28 @@ async def test_nobody_is_lost_because_we_stood_still(
             await asyncio.sleep(0.01)
     assert line.is_up
     assert not caplog.records
+    await line.stop()
+
+
+async def test_it_was_heard_last_before_the_question_that_nobody_answered() -> None:
+    clock = ManualClock()
+    is_answered = True
+
+    async def probe() -> None:
+        if not is_answered:
+            await clock.sleep(module.PROBE_TIMEOUT - 0.1)
+            raise OSError
+
+    line = lifeline(nothing, clock, probe)
+    assert line.heard_at == -math.inf
+    await line.start()
+    assert line.heard_at == clock.monotonic()
+    await clock.advance(module.PROBE_EVERY * 3)
+    heard_at = line.heard_at
+    assert heard_at >= clock.monotonic() - module.PROBE_EVERY
+    is_answered = False
+    await clock.advance(module.PROBE_EVERY + module.PROBE_TIMEOUT / 2)
+    assert (line.is_up, line.heard_at) == (True, heard_at)
     await line.stop()
 
 

@@ -23,7 +23,7 @@ class Bus:
         """All that was published."""
         self.kept: list[tuple[str, bytes, Position]] = []
         """All of it that got a position, kept still or not."""
-        self._now = now
+        self.now = now
         self._lives = 0
 
     def broker(self) -> BusBroker:
@@ -34,7 +34,7 @@ class Bus:
     def forget_all(self) -> None:
         """Lose the memory, as a broker does that kept nothing on disk."""
         self._lives += 1
-        self.shelf = Shelf(f"another{self._lives}", 0, self._now)
+        self.shelf = Shelf(f"another{self._lives}", 0, self.now)
 
     def carry(self, channel: str, data: bytes, position: Position | None) -> None:
         self.sent.append((channel, data))
@@ -54,6 +54,8 @@ class BusBroker:
         self.is_up = False
         self.is_away = False
         """Whether it cannot be reached at the start."""
+        self.silent_since: float | None = None
+        """When it was heard last, though it seems to be up."""
         self.refuses_to_subscribe = False
         self.channels: set[str] = set()
         self.lost = 0
@@ -72,6 +74,10 @@ class BusBroker:
         self.replays = 0
         self._bus = bus
         self._listener: Listener | None = None
+
+    @property
+    def heard_at(self) -> float:
+        return self._bus.now() if self.silent_since is None else self.silent_since
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener

@@ -367,6 +367,23 @@ async def test_who_can_neither_hear_nor_read_ends_everything_on_time() -> None:
         assert len(two.went_blind) == 1
 
 
+async def test_a_broker_that_stands_still_is_no_knowledge_until_that_is_found_out() -> (
+    None
+):
+    async with sites(1) as (one,):
+        (peer,) = await guests([one])
+        await pass_time(one, 0.5)
+        began = one.worker.broker.silent_since = one.worker.clock.monotonic()
+        one.sessions.fail()
+        await pass_time(one, FAIL_CLOSED_AFTER - LOOK_EVERY)
+        assert one.went_blind == []
+        one.worker.broker.cut()
+        await pass_time(one, LOOK_EVERY * 2)
+        ((_, at),) = one.went_blind
+        assert FAIL_CLOSED_AFTER <= at - began <= FAIL_CLOSED_AFTER + LOOK_EVERY
+        assert endings([peer]) == [UNAVAILABLE]
+
+
 async def test_a_short_outage_of_both_ends_nothing() -> None:
     async with sites(1) as (one,):
         (peer,) = await guests([one])

@@ -227,12 +227,19 @@ async def test_slow_room_costs_a_healthy_peer_nothing(tmp_path: Path) -> None:
         broker = service.house.broker
         publish = broker.publish
         asked: list[float] = []
+        last: asyncio.Task[None] | None = None
 
-        async def slowly(channel: str, data: bytes, _keep: Any = None) -> None:
-            if not asked:
+        async def carry(before: asyncio.Task[None] | None, *message: Any) -> None:
+            await (before or asyncio.sleep(SLOW))
+            publish(*message)
+
+        def slowly(*message: Any) -> asyncio.Task[None]:
+            """The first takes long, and the others their turn, as a broker promises."""
+            nonlocal last
+            if last is None:
                 asked.append(time.monotonic())
-                await asyncio.sleep(SLOW)
-            publish(channel, data)
+            last = asyncio.create_task(carry(last, *message))
+            return last
 
         broker.publish = slowly  # type: ignore[method-assign, assignment]
         async with enter(service, "/ws/query-param", alice) as peer:

@@ -757,6 +757,18 @@ async def test_readyz_tells_what_is_out_of_reach(
     assert (await api.get("/healthz")).status_code == 200
 
 
+@on_one_loop
+async def test_readyz_says_no_while_nobody_is_let_in(
+    service: Service, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.house.door, "is_blind", True)
+    answer = await api.get("/readyz")
+    assert (answer.status_code, answer.json()) == (
+        503,
+        {"status": "unavailable", "database": "ok", "broker": "ok"},
+    )
+
+
 async def test_readyz_with_the_database_gone(tmp_path: Path) -> None:
     file = tmp_path / "authws.db"
     settings = {"database_url": f"sqlite:///{file}"}

@@ -116,6 +116,10 @@ class RabbitmqBroker:
     def is_up(self) -> bool:
         return self._lifeline.is_up
 
+    @property
+    def heard_at(self) -> float:
+        return self._lifeline.heard_at
+
     async def start(self, listener: Listener) -> None:
         self._listener = listener
         self._tls = self._address.ssl_context()

@@ -95,6 +95,10 @@ class RedisBroker:
     def is_up(self) -> bool:
         return self._lifeline.is_up
 
+    @property
+    def heard_at(self) -> float:
+        return self._lifeline.heard_at
+
     async def start(self, listener: Listener) -> None:
         self._listener = listener
         await self._lifeline.start()

@@ -39,9 +39,9 @@ UNREACHABLE = {"status": "unavailable", "database": "unreachable", "broker": "ok
     },
 )
 async def readyz(house: HouseDependency) -> JSONResponse:
-    """The database and the broker can be reached, and the process is to go on."""
+    """The database and the broker can be reached, and the process lets people in."""
     reachable = await house.is_ready()
-    ready = all(reachable.values()) and not house.is_draining
+    ready = all(reachable.values()) and not (house.is_draining or house.is_blind)
     status = "draining" if house.is_draining else "unavailable"
     body: dict[str, Any] = {
         "status": "ready" if ready else status,
