@@ -16,11 +16,14 @@ __all__ = [
     "Beat",
     "Bye",
     "Change",
+    "Closed",
     "Extended",
     "Gossip",
     "GossipError",
     "Held",
     "HeldBy",
+    "Holders",
+    "Opened",
     "Report",
     "Request",
     "Revoked",
@@ -51,16 +54,17 @@ class Change(msgspec.Struct, array_like=True):
     version: int
     subject: str
     is_here: bool
+    knows: list[str] = []
+    """With the first change: the workers of whom the sender knows who is there."""
 
 
 class Beat(msgspec.Struct, tag="beat", frozen=True):
     """The sender lives; its lease begins anew."""
 
-    is_new: bool = False
-    """It has just come, or may have missed something: it would like to hear who else
-    is there, and whoever knew it knows it anew."""
-    is_answer: bool = False
-    """To one that is new."""
+    kind: Literal["regular", "new", "missed", "stranger", "answer"] = "regular"
+    """``new``: it has just come; ``missed``: it may have missed something, either way;
+    ``stranger``: it had not known the receiver, or had taken it for dead. All three
+    would like an ``answer``, and whoever knew the sender knows it anew."""
 
 
 class Bye(msgspec.Struct, tag="bye", frozen=True):
@@ -82,11 +86,33 @@ class Extended(msgspec.Struct, tag="extended", frozen=True):
     expires_at: float
 
 
+class Opened(msgspec.Struct, tag="opened", frozen=True):
+    """To the home of these rooms: the sender has them open. Who else has?"""
+
+    id: int
+    """0: it is not asked."""
+    rooms: list[str]
+
+
+class Holders(msgspec.Struct, tag="holders", frozen=True):
+    """The workers that have; a room without any has none, and None is too many."""
+
+    id: int
+    rooms: dict[str, list[str] | None]
+
+
+class Closed(msgspec.Struct, tag="closed", frozen=True):
+    """To the home of these rooms: the sender has them open no longer."""
+
+    rooms: list[str]
+
+
 class Ask(msgspec.Struct, tag="ask", frozen=True):
     """Who is in these rooms by way of you?"""
 
     id: int
-    rooms: list[str]
+    rooms: dict[str, int]
+    """By room: the version of the sender's own roster."""
 
 
 class Answer(msgspec.Struct, tag="answer", frozen=True):
@@ -131,7 +157,19 @@ class Report(msgspec.Struct, tag="report", frozen=True):
 
 
 Gossip = (
-    Beat | Bye | Revoked | Extended | Ask | Answer | Held | HeldBy | Request | Report
+    Beat
+    | Bye
+    | Revoked
+    | Extended
+    | Opened
+    | Holders
+    | Closed
+    | Ask
+    | Answer
+    | Held
+    | HeldBy
+    | Request
+    | Report
 )
 
 _gossip = msgspec.json.Decoder(Gossip)

@@ -50,6 +50,9 @@ class Cluster:
         self.on_arrived: list[Callable[[str], None]] = []
         """Told of each worker that was not known, or that may have missed something:
         what was told it, and what it told, may be as good as lost."""
+        self.on_forgotten: list[Callable[[str], None]] = []
+        """Told of each worker that had not known this one, or had taken it for dead:
+        what this one told it is gone."""
         self.on_gone: list[Callable[[str], None]] = []
         """Told of each worker that said goodbye, or whose lease ended."""
         self.on_missed: list[Callable[[str | None], None]] = []
@@ -111,7 +114,7 @@ class Cluster:
         except UnavailableError:
             return False
         self.has_entered = True
-        return await self._say_and_wait(gossip.Beat(is_new=True))
+        return await self._say_and_wait(gossip.Beat("new"))
 
     async def _live(self) -> None:
         while not self.has_entered:
@@ -228,7 +231,7 @@ class Cluster:
     def missed(self, node: str | None = None) -> None:
         """Hear that something that a worker said is missing, or that anything between
         workers may be, either way: whoever it is about is met anew."""
-        hello = gossip.Beat(is_new=True)
+        hello = gossip.Beat("missed")
         if node is None:
             self._renew_leases()
             self.tell_all(hello)
@@ -240,21 +243,24 @@ class Cluster:
         """Hear any sign of life of a worker: its lease begins anew.
 
         One that is not known may know us for long, and not know that it was taken for
-        dead: it is told that we are new to it.
+        dead: it is told that it is new to us.
         """
         if not self._renew_lease(node):
-            self.tell(node, gossip.Beat(is_new=True))
+            self.tell(node, gossip.Beat("stranger"))
             _call(self.on_arrived, node)
 
     def _take_beat(self, node: str, beat: gossip.Beat) -> None:
-        if beat.is_new:
-            self._renew_lease(node)
-            self.tell(node, gossip.Beat(is_answer=True))
-            _call(self.on_arrived, node)
-        elif not beat.is_answer:
+        if beat.kind == "regular":
             self.note_life(node)
-        elif not self._renew_lease(node):
+        elif beat.kind == "answer":
+            if not self._renew_lease(node):
+                _call(self.on_arrived, node)
+        else:
+            self._renew_lease(node)
+            self.tell(node, gossip.Beat("answer"))
             _call(self.on_arrived, node)
+            if beat.kind == "stranger":
+                _call(self.on_forgotten, node)
 
     def _bye(self, node: str, _: gossip.Bye) -> None:
         self._forget(node)

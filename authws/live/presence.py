@@ -1,38 +1,41 @@
 """Who is in a room, whichever worker they came in by.
 
 Each worker tells the others of a room who came first or left last by way of it, and
-each such change has a number. A worker that opens a room, or sees that a number is
-missing, asks. So who is where is kept in no one place, and what a worker told of ends
+each such change has a number. A worker that opens a room asks those who have it, as
+the directory knows them, and tells with its first change of whom it heard: whoever has
+somebody there and is not among them tells it then. One that sees that a number is
+missing asks. So who is where is kept in no one place, and what a worker told of ends
 with its lease.
 
 Costs: a join or leave is one message to the workers of that room; a room's first member
-on a worker is one question to all workers, in one message with all that are asked in
-the same turn of the event loop.
+on a worker is a question to the room's home, and one to each worker that has the room;
+what is asked in the same turn of the event loop goes together.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from itertools import islice
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
+from authws.clock import Clock
 from authws.decisions import gossip
 from authws.decisions.envelopes import Kind
 from authws.live.carrier import Carrier
 from authws.live.cluster import Cluster
+from authws.live.directory import NO_QUESTION, Directory, batches
 from authws.live.room import Elsewhere, Room
 
 __all__ = ["Presence"]
 
-ASKED_AT_ONCE = 500
-"""Rooms in one question: their names fit into 64 KiB."""
 ANSWERED_AT_ONCE = 262_144
 """Characters of subjects after which an answer goes on in another message; NATS takes
 1 MiB in one, unless it is told otherwise."""
 
-NO_QUESTION = 0
-"""The number of none; they are counted from 1."""
+LEARN_AGAIN_AFTER = 0.5
+"""Seconds in which what was lost for several is told to the homes again, before it is
+asked for."""
 
 Tell = Callable[[Room, str, str], None]
 """Tells a room's members here that a subject ``joined`` or ``left``."""
@@ -46,21 +49,28 @@ class Presence:
         rooms: Mapping[str, Room],
         carrier: Carrier,
         cluster: Cluster,
+        clock: Clock,
         tell: Tell,
     ) -> None:
         self._rooms = rooms
         self._carrier = carrier
         self._cluster = cluster
+        self._clock = clock
+        self._directory = Directory(rooms, cluster, clock)
         self._tell = tell
         self._changes = 0
         """Of all rooms by way of this worker: a change's number is its version."""
         self._next: dict[str, None] = {}
         """The rooms that the next question is about."""
         self._question: asyncio.Future[None] | None = None
+        self._doubtful: dict[str, None] = {}
+        """The rooms to ask about again, soon."""
         self._asking: set[asyncio.Task[object]] = set()
         cluster.on(gossip.Ask, self._answer)
         cluster.on(gossip.Answer, self._take)
-        cluster.on_arrived.append(self._ask_newcomer)
+        cluster.on_forgotten.append(lambda _: self.learn_again(self._rooms))
+        cluster.on_missed.append(self._doubt)
+        cluster.on_arrived.append(self._meet)
         cluster.on_gone.append(self._forget)
 
     # ------------------------------------------------------------- what happens here
@@ -85,13 +95,14 @@ class Presence:
         self._changes += 1
         before, room.version = room.version, self._changes
         if self._carrier.is_shared:
-            change = gossip.Change(before, room.version, subject, is_here)
+            knows = [] if before else list(room.elsewhere)
+            change = gossip.Change(before, room.version, subject, is_here, knows)
             self._carrier.tell(room.name, Kind.PRESENCE, gossip.encode(change))
 
     # ------------------------------------------------------------------------- asking
 
     async def learn(self, name: str) -> None:
-        """Ask all workers who is in a room; returns once those who live have told."""
+        """Ask who is in a room; returns once those who have it, and live, have told."""
         if not self._cluster.others:
             return
         if self._question is None:
@@ -102,29 +113,75 @@ class Presence:
         await asyncio.shield(self._question)
 
     def learn_again(self, names: Iterable[str]) -> None:
-        """Ask all workers about rooms of which something may have been missed."""
-        for some in _batches(names):
-            self._start(self._ask_about(some, None))
+        """Ask soon about rooms of which something may have been missed."""
+        is_scheduled = bool(self._doubtful)
+        self._doubtful.update(dict.fromkeys(names))
+        if self._doubtful and not is_scheduled:
+            self._start(self._ask_again())
+
+    def _doubt(self, node: str | None) -> None:
+        if node is None:  # else that node asks, and is asked, as one that arrived
+            self.learn_again(self._rooms)
+
+    def _meet(self, node: str) -> None:
+        """Ask one that may have missed something about the rooms it was in; one that
+        is new was in none."""
+        shared = [room.name for room in self._rooms.values() if node in room.elsewhere]
+        for some in batches(shared):
+            self._start(self._ask_about(some, node))
+
+    def close(self, name: str) -> None:
+        """Hear that a room is open here no longer."""
+        self._directory.close(name)
 
     def _ask(self) -> None:
         names, self._next = self._next, {}
         question, self._question = self._question, None
         assert question is not None  # noqa: S101 - it is what was scheduled
-        self._start(self._settle(question, list(_batches(names))))
+        self._start(self._answer_all(question, names))
 
-    async def _settle(
-        self, question: asyncio.Future[None], batches: list[list[str]]
+    async def _answer_all(
+        self, question: asyncio.Future[None], names: Iterable[str]
     ) -> None:
         try:
-            await asyncio.gather(*(self._ask_about(some, None) for some in batches))
+            await self._ask_holders(names)
         finally:
             if not question.done():
                 question.set_result(None)
 
+    async def _ask_again(self) -> None:
+        await self._clock.sleep(LEARN_AGAIN_AFTER)
+        names, self._doubtful = self._doubtful, {}
+        await self._ask_holders([name for name in names if name in self._rooms])
+
+    async def _ask_holders(self, names: Iterable[str]) -> None:
+        """Ask those who have these rooms, or are believed to, who is in them."""
+        everybody: list[str] = []
+        by_node: defaultdict[str, list[str]] = defaultdict(list)
+        for name, holders in (await self._directory.open(names)).items():
+            room = self._rooms.get(name)
+            if room is None:
+                continue
+            if holders is None:
+                everybody.append(name)
+                continue
+            for node in dict.fromkeys((*holders, *room.elsewhere)):
+                if node in self._cluster.others:
+                    by_node[node].append(name)
+        await asyncio.gather(
+            *(self._ask_about(some, None) for some in batches(everybody)),
+            *(
+                self._ask_about(some, node)
+                for node, named in by_node.items()
+                for some in batches(named)
+            ),
+        )
+
     async def _ask_about(self, names: list[str], node: str | None) -> frozenset[str]:
         """Return who did not answer."""
+        versions = {n: room.version for n in names if (room := self._rooms.get(n))}
         _, silent = await self._cluster.ask(
-            lambda number: gossip.Ask(number, names),
+            lambda number: gossip.Ask(number, versions),
             nodes=None if node is None else frozenset({node}),
         )
         return silent
@@ -133,10 +190,6 @@ class Presence:
         task = asyncio.create_task(work)
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
-
-    def _ask_newcomer(self, node: str) -> None:
-        for some in _batches(self._rooms):
-            self._start(self._ask_about(some, node))
 
     # ------------------------------------------------------------ what others tell
 
@@ -155,6 +208,8 @@ class Presence:
         if change.before in (0, known.version):
             if change.before == 0:  # it has just opened the room: nobody was there
                 self._replace(room, known, ())
+                if room.subjects and self._cluster.node not in change.knows:
+                    self._answer(node, gossip.Ask(NO_QUESTION, {name: change.version}))
             known.version = change.version
             self._apply(room, known, change.subject, is_here=change.is_here)
         else:
@@ -164,8 +219,10 @@ class Presence:
         names: list[str] = []
         rosters: dict[str, gossip.Roster] = {}
         size = 0
-        for name in ask.rooms:
+        for name, version in ask.rooms.items():
             room = self._rooms.get(name)
+            if room is not None:
+                self._look_behind(room, node, version)
             if room is not None and room.subjects:
                 if size > ANSWERED_AT_ONCE:  # more follows: nobody's wait is over yet
                     answer = gossip.Answer(NO_QUESTION, self._changes, names, rosters)
@@ -175,6 +232,13 @@ class Presence:
                 size += sum(map(len, room.subjects))
             names.append(name)
         self._cluster.tell(node, gossip.Answer(ask.id, self._changes, names, rosters))
+
+    def _look_behind(self, room: Room, node: str, version: int) -> None:
+        """Ask who asks, if it knows more of itself than is known here."""
+        known = room.elsewhere.get(node)
+        if version > (known.version if known else 0):
+            known = known or room.elsewhere.setdefault(node, Elsewhere())
+            self._ask_for(room, node, known, version)
 
     def _take(self, node: str, answer: gossip.Answer) -> None:
         for name in answer.rooms:
@@ -250,9 +314,3 @@ class Presence:
         else:
             del room.present[subject]
             self._tell(room, subject, "left")
-
-
-def _batches(names: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(tuple(names))
-    while some := list(islice(rest, ASKED_AT_ONCE)):
-        yield some

@@ -82,7 +82,9 @@ class Rooms(Mapping[str, Room]):
         self._history = history
         self._max_rooms = max_rooms
         self._max_presence = max_presence
-        self._presence = Presence(self._by_name, carrier, cluster, self._tell_presence)
+        self._presence = Presence(
+            self._by_name, carrier, cluster, clock, self._tell_presence
+        )
         self._resuming: set[asyncio.Task[None]] = set()
 
     def __getitem__(self, name: str) -> Room:
@@ -202,6 +204,7 @@ class Rooms(Mapping[str, Room]):
         room = self._by_name.get(name)
         if room is not None and not room.members and not room.joining:
             del self._by_name[name]
+            self._presence.close(name)
             await self._carrier.unsubscribe(name)
 
     def _joined(

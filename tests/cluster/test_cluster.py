@@ -12,6 +12,7 @@ import pytest
 from authws.decisions import gossip
 from authws.decisions.envelopes import Envelope, Kind, Sealer
 from authws.live.cluster import ANSWER_WITHIN, BEATS_PER_LEASE, RETRY, SETTLE
+from authws.live.presence import LEARN_AGAIN_AFTER
 from tests.cluster.bus import Bus
 from tests.cluster.workers import (
     KEYS,
@@ -213,7 +214,7 @@ async def test_who_is_cut_off_for_long_is_known_again_with_its_people() -> None:
         assert here(alice) == {"alice"}
         assert here(bob) == {"alice", "bob"}
         two.broker.mend()
-        await settle()
+        await all_of_them.clock.advance(LEARN_AGAIN_AFTER)
         assert here(alice) == here(bob) == {"alice", "bob"}
 
 
@@ -475,7 +476,7 @@ async def test_what_is_genuine_but_in_the_wrong_place_is_nothing(
 async def test_one_hears_no_word_of_ones_own() -> None:
     async with workers(1) as all_of_them:
         (one,) = all_of_them
-        one.hub.cluster.tell_all(gossip.Beat(is_new=True))
+        one.hub.cluster.tell_all(gossip.Beat("new"))
         one.hub.cluster.tell_all(gossip.Bye())
         await settle()
         assert one.hub.cluster.others == {}

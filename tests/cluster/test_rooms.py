@@ -257,7 +257,7 @@ async def test_a_long_answer_comes_in_parts_and_is_awaited_whole(
             others = [] if number % 2 else ["a-subject-of-some-length"]
             assert joined["members"] == [*others, "bob"]
         before = len(all_of_them.said(gossip.Answer))
-        two.hub.cluster.tell(one.node, gossip.Ask(7, names))
+        two.hub.cluster.tell(one.node, gossip.Ask(7, dict.fromkeys(names, 0)))
         await settle()
         answers = all_of_them.said(gossip.Answer)[before:]
         assert [answer.id for answer in answers] == [0, 0, 0, 0, 0, 7]

@@ -308,8 +308,9 @@ def test_a_handshake_is_refused_with_a_4xx_or_can_be_answered(
 # ----------------------------------------------------------------- between workers
 
 GOSSIP = [
-    gossip.Beat(is_new=True),
+    gossip.Beat("new"),
     gossip.Revoked("subject", "alice", 1.5),
+    gossip.Holders(1, {"lobby": ["w1"], "hall": None}),
     gossip.Answer(1, 2, ["lobby"], {"lobby": gossip.Roster(1, ["alice"])}),
     gossip.Held("alice", {"c1": 1.5}, True),
     gossip.HeldBy("alice", "c1", None),

@@ -481,13 +481,23 @@ numbers = st.sampled_from([-1, 0, 1, 2, 3, 7, 2**63, 2**70])
 times = st.sampled_from([-1.0, 0.0, 1.7e9, 1e300])
 rosters = st.builds(gossip.Roster, numbers, st.lists(names, max_size=3))
 words = st.one_of(
-    st.builds(gossip.Beat, st.booleans(), st.booleans()),
+    st.builds(
+        gossip.Beat,
+        st.sampled_from(["regular", "new", "missed", "stranger", "answer"]),
+    ),
     st.builds(gossip.Bye),
     st.builds(
         gossip.Revoked, st.sampled_from(["session", "subject", "scopes"]), names, times
     ),
     st.builds(gossip.Extended, names, times),
-    st.builds(gossip.Ask, numbers, st.lists(names, max_size=3)),
+    st.builds(gossip.Opened, numbers, st.lists(names, max_size=3)),
+    st.builds(
+        gossip.Holders,
+        numbers,
+        st.dictionaries(names, st.none() | st.lists(names, max_size=3), max_size=3),
+    ),
+    st.builds(gossip.Closed, st.lists(names, max_size=3)),
+    st.builds(gossip.Ask, numbers, st.dictionaries(names, numbers, max_size=3)),
     st.builds(
         gossip.Answer,
         numbers,
@@ -502,7 +512,9 @@ words = st.one_of(
     st.builds(gossip.Request, numbers, names, st.dictionaries(names, numbers)),
     st.builds(gossip.Report, numbers, st.none() | numbers | st.lists(names)),
 )
-changes = st.builds(gossip.Change, numbers, numbers, names, st.booleans())
+changes = st.builds(
+    gossip.Change, numbers, numbers, names, st.booleans(), st.lists(names, max_size=2)
+)
 SPEAKERS = ("speaker-one", "speaker-two")
 
 

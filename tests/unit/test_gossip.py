@@ -7,15 +7,20 @@ from authws.decisions.gossip import GossipError
 
 MESSAGES: list[gossip.Gossip] = [
     gossip.Beat(),
-    gossip.Beat(is_new=True),
-    gossip.Beat(is_answer=True),
+    gossip.Beat("new"),
+    gossip.Beat("missed"),
+    gossip.Beat("stranger"),
+    gossip.Beat("answer"),
     gossip.Bye(),
     gossip.Revoked("session", "s1", 1_700_000_000.123456),
     gossip.Revoked("subject", "älice \N{SNOWMAN}", 0.0),
     gossip.Revoked("scopes", "", -1.0),
     gossip.Extended("s1", 1_700_000_000.5),
-    gossip.Ask(1, []),
-    gossip.Ask(2**63, ["lobby", "a.b:c"]),
+    gossip.Opened(0, ["lobby"]),
+    gossip.Holders(3, {"lobby": ["w1", "w2"], "hall": None}),
+    gossip.Closed(["lobby", "hall"]),
+    gossip.Ask(1, {}),
+    gossip.Ask(2**63, {"lobby": 0, "a.b:c": 2**62}),
     gossip.Answer(1, 0, [], {}),
     gossip.Answer(7, 9, ["lobby", "hall"], {"lobby": gossip.Roster(3, ["a", "b"])}),
     gossip.Held("alice", {}),
@@ -43,7 +48,7 @@ def test_each_kind_is_among_them() -> None:
 
 @pytest.mark.parametrize("is_here", [True, False])
 def test_a_change_is_read_as_it_was_written(is_here: bool) -> None:
-    change = gossip.Change(0, 2**63, "älice", is_here)
+    change = gossip.Change(0, 2**63, "älice", is_here, ["w1", "w2"])
     assert gossip.decode_change(gossip.encode(change)) == change
     assert gossip.encode(change).startswith(b"[0,")
 
@@ -52,7 +57,7 @@ def test_what_a_newer_version_adds_is_passed_over() -> None:
     """While workers are restarted one by one, two versions talk to each other."""
     newer = b'{"type":"held_by","user":"a","connection":"c","at":1.0,"more":[1,{}]}'
     assert gossip.decode(newer) == gossip.HeldBy("a", "c", 1.0)
-    assert gossip.decode_change(b'[1,2,"a",true,"more"]') == gossip.Change(
+    assert gossip.decode_change(b'[1,2,"a",true,[],"more"]') == gossip.Change(
         1, 2, "a", True
     )
 
@@ -86,9 +91,13 @@ MALFORMED = [
     b'{"type":null}',
     b'{"type":1}',
     b'{"type":["beat"]}',
-    b'{"type":"beat","is_new":1}',
-    b'{"type":"beat","is_new":"true"}',
-    b'{"type":"beat","is_new":null}',
+    b'{"type":"beat","kind":1}',
+    b'{"type":"beat","kind":"old"}',
+    b'{"type":"beat","kind":null}',
+    b'{"type":"opened","id":1,"rooms":{"lobby":1}}',
+    b'{"type":"holders","id":1,"rooms":{"lobby":"w1"}}',
+    b'{"type":"holders","id":1,"rooms":["lobby"]}',
+    b'{"type":"closed","rooms":[1]}',
     b'{"type":"revoked"}',
     b'{"type":"revoked","kind":"all","key":"x","at":0}',
     b'{"type":"revoked","kind":"session","key":1,"at":0}',
@@ -99,8 +108,8 @@ MALFORMED = [
     b'{"type":"revoked","kind":"session","key":"x","at":' + b"1" * 5000 + b"}",
     b'{"type":"extended","session":null,"expires_at":1}',
     b'{"type":"ask","id":1.5,"rooms":[]}',
-    b'{"type":"ask","id":1,"rooms":"lobby"}',
-    b'{"type":"ask","id":1,"rooms":[null]}',
+    b'{"type":"ask","id":1,"rooms":["lobby"]}',
+    b'{"type":"ask","id":1,"rooms":{"lobby":null}}',
     b'{"type":"answer","id":1,"as_of":1,"rooms":[],"rosters":[]}',
     b'{"type":"answer","id":1,"as_of":1,"rooms":[],"rosters":{"x":[1]}}',
     b'{"type":"answer","id":1,"as_of":1,"rooms":[],"rosters":{"x":[1,["a",2]]}}',
@@ -139,6 +148,7 @@ def test_what_is_malformed_is_refused_and_not_quoted(data: bytes) -> None:
         b"[1]",
         b'[1,2,"a"]',
         b'[1,2,"a",1]',
+        b'[1,2,"a",true,"w1"]',
         b'[1,"2","a",true]',
         b"[1,2,null,true]",
         b'{"before":0,"version":1,"subject":"a","is_here":true}',
