@@ -30,6 +30,8 @@ STAY = 600.0
 """Seconds that a connection lasts in the scenarios."""
 TOGETHER = 16
 """Messages that come together where a broker is busy."""
+NAMED = 50
+"""Workers that have a room above which all are asked."""
 MOST = 20_000
 """Workers with which no plan is looked for any more."""
 
@@ -48,8 +50,10 @@ class Constants:
     """Beside what others have to be told of it."""
     storm: float
     """A join among many into a room of 1,000, all that is told included."""
+    home: float
+    """A room that is opened, and closed, for telling its home."""
     question: float
-    """A room that is opened, for each other worker."""
+    """A room that is opened, for each other worker that has it."""
     idle: float
     """A connection, each second, in which it says nothing."""
     kilobytes: float
@@ -82,7 +86,8 @@ class Constants:
         )
         told = small["told"] * alone(redis.delivery) + 2 * alone(redis.arrival)
         asked = {int(n): one["workers"] for n, one in presence["asking"].items()}
-        few, many = min(n for n in asked if n > 1), max(asked)
+        others = max(asked)
+        heard = alone(redis.arrival) + alone(redis.delivery)
         members = max(map(int, presence["kilobytes"]))
         name = presence["kilobytes"][str(members)] - held["kilobytes"]
         return cls(
@@ -94,8 +99,12 @@ class Constants:
             ),
             join=max(0.0, small["workers"] - told),
             storm=presence["storm"]["1000"]["workers"],
-            # only the coming asks, and the figures are of a coming or a going
-            question=max(0.0, 2 * (asked[many] - asked[few]) / (many - few)),
+            # only the coming asks, and the figures are of a coming or a going; the
+            # opener itself is the home of one room in as many as there are workers
+            home=max(0.0, 2 * (asked[0] - presence["alone"]["0"]["workers"]))
+            * (others + 1)
+            / others,
+            question=max(0.0, 2 * ((asked[others] - asked[0]) / others - heard)),
             idle=held["idle_us_a_second"],
             kilobytes=held["kilobytes"],
             name=max(0.0, name / 2),
@@ -134,6 +143,15 @@ class Load:
         """How many workers have a member of a room, on average."""
         return workers * (1 - (1 - 1 / workers) ** self.members)
 
+    def openings(self, workers: int) -> float:
+        """How many of those who come are the first on their worker."""
+        return float((1 - 1 / workers) ** (self.members - 1))
+
+    def asked(self, workers: int) -> float:
+        """How many others a worker asks that opens a room."""
+        holders = min(self.hearing(workers), workers - 1)
+        return holders if holders <= NAMED else workers - 1
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -164,22 +182,22 @@ def demand(load: Load, constants: Constants, workers: int) -> Demand:
     told = load.members if load.members <= TOLD else 0
     change = constants.join + hearing * alone(carried.arrival)
     change += told * alone(carried.delivery)
-    is_first = (1 - 1 / workers) ** (load.members - 1)
     return Demand(
         publishes=load.messages * alone(prices.publish) * MICRO,
         arrivals=load.messages * arrivals * MICRO,
         deliveries=load.messages * load.members * alone(prices.delivery) * MICRO,
         presence=load.changes * change * MICRO,
         handshakes=load.changes / 2 * constants.handshake * MICRO,
-        questions=load.changes
-        / 2
-        * is_first
-        * (workers - 1)
-        * constants.question
-        * MICRO,
+        questions=load.changes / 2 * opening(load, constants, workers) * MICRO,
         idle=load.connections * constants.idle * MICRO,
         beats=BEATS * workers**2 * alone(carried.arrival) * MICRO,
     )
+
+
+def opening(load: Load, constants: Constants, workers: int) -> float:
+    """Microseconds of all workers that go into questions for each who comes."""
+    asked = load.asked(workers) * constants.question
+    return load.openings(workers) * (constants.home * (1 - 1 / workers) + asked)
 
 
 @dataclass(frozen=True)
@@ -248,24 +266,21 @@ def _broker(load: Load, constants: Constants, workers: int, price: Any) -> float
     said = price(prices.broker_publish) + reading * price(prices.broker_copy)
     changed = price(carried.broker_publish) + hearing * price(carried.broker_copy)
     beat = price(carried.broker_publish) + workers * price(carried.broker_copy)
-    is_first = (1 - 1 / workers) ** (load.members - 1)
-    # a question to all, and an answer of each
-    asked = beat + workers * (
-        price(carried.broker_publish) + price(carried.broker_copy)
-    )
+    # that it is opened, who has it, that it is closed; a question and an answer of each
+    one = price(carried.broker_publish) + price(carried.broker_copy)
+    asked = one * (3 * (1 - 1 / workers) + 2 * load.asked(workers))
     each_second = (
         load.messages * said
         + load.changes * changed
-        + load.changes / 2 * is_first * asked
+        + load.changes / 2 * load.openings(workers) * asked
         + BEATS * workers * beat
     )
     return float(each_second * MICRO)
 
 
 def _back(load: Load, constants: Constants, workers: int) -> float:
-    is_first = (1 - 1 / workers) ** (load.members - 1)
     arrivals = load.hearing(workers) * together(constants.carried.arrival)
     told = constants.storm if load.members <= TOLD else constants.join + arrivals
     each = constants.handshake + told
-    each += is_first * (workers - 1) * constants.question
+    each += opening(load, constants, workers)
     return load.connections * each * MICRO / workers

@@ -9,7 +9,8 @@ what it costs to tell them, as long as they are told (`AUTHWS_MAX_PRESENCE`, 100
   that is there, and one that is opened by it and closed again;
 - members: 10 to 10,000 users in one room. On the way there all that are missing come at
   the same moment, as after a restart: what each of those costs is shown as well;
-- workers: a room that is opened, by one worker of 1, 2 and 4: all others are asked.
+- holders: a room that is opened on one worker of four, while none to all of the others
+  have it: only those are asked. And one on the only worker, that asks nobody.
 
     python -m bench.presence [--steps 10,100,1000,10000] [--times 200]
 """
@@ -37,7 +38,7 @@ from bench.served import Cores, Served, served_by, use_cores
 BOUND = 1800.0
 
 BROKER, WORKERS = "redis", 2
-FLEETS = (1, 2, 4)
+FLEETS = (1, 4)
 """Workers, of whom one opens rooms."""
 STEPS = (10, 100, 1_000, 10_000)
 PER_ROOM = 10
@@ -84,8 +85,10 @@ class Result:
     members: dict[int, Cost] = field(default_factory=dict)
     storm: dict[int, Cost] = field(default_factory=dict)
     """Of each that came with all the others, at the same moment."""
+    alone: dict[int, Cost] = field(default_factory=dict)
+    """Of a room that is opened on the only worker."""
     asking: dict[int, Cost] = field(default_factory=dict)
-    """Of a room that is opened, by the number of workers."""
+    """Of a room that is opened, by how many of the other workers have it."""
     kilobytes: dict[int, float] = field(default_factory=dict)
     """Of memory of all workers for each member, by the number of members."""
 
@@ -133,7 +136,6 @@ class Bench:
         self._broker = broker
         self._servers = servers
         self._tokens = iter(tokens)
-        self._places = itertools.cycle(servers)
         self._progress = progress
         self._redis: Any = Redis.from_url(broker.url)
 
@@ -141,15 +143,16 @@ class Bench:
         """Seconds of processor time that everything used."""
         return self._broker.cpu() + sum(server.cpu() for server in self._servers)
 
-    async def meet(self, count: int) -> list[Member]:
-        """Let users connect, each to the next worker."""
+    async def meet(self, count: int, *servers: Served) -> list[Member]:
+        """Let users connect, each to the next of these workers, or of all."""
         found: list[Member] = []
+        places = itertools.cycle(servers or self._servers)
         left = itertools.repeat(None, count)
 
         async def opener() -> None:
             for _ in left:
                 credential = Credential("query-param", next(self._tokens))
-                found.append(Member(await connect(next(self._places), credential)))
+                found.append(Member(await connect(next(places), credential)))
                 self._progress(f"{len(found):,} of {count:,} more connections")
 
         await asyncio.gather(*(opener() for _ in range(AT_ONCE)))
@@ -252,11 +255,17 @@ class Bench:
 
     async def along_workers(self, _: Sequence[int], times: int) -> None:
         """One of the fleets."""
-        [probe] = await self.meet(1)
-        new = [f"new-{number}" for number in range(times)]
-        step = len(self._servers)
-        self.result.asking[step] = await self.come_and_go(probe, new, times)
-        self._show("workers", step, self.result.asking[step])
+        opener, *others = self._servers
+        [probe] = await self.meet(1, opener)
+        found = self.result.asking if others else self.result.alone
+        for holders in range(len(others) + 1):
+            names = [f"held-by-{holders}-{number}" for number in range(times)]
+            for some in range(0, times if holders else 0, ROOMS_EACH):
+                for one in await self.meet(holders, *others[:holders]):
+                    for room in names[some : some + ROOMS_EACH]:
+                        await one.join(room)
+            found[holders] = await self.come_and_go(probe, names, times)
+            self._show("holders", holders, found[holders])
 
     def _memory(self) -> int:
         return sum(server.rss() for server in self._servers)
@@ -370,8 +379,10 @@ def report(result: Result) -> str:
         curve_table("members", result.members),
         "Each of all those who are missing from so many, when they come together:",
         curve_table("members", result.storm),
-        "Into a room that it opens, and closes again, with so many workers:",
-        curve_table("workers", result.asking),
+        f"Into a room that it opens, and closes again, on one worker of {FLEETS[-1]}; "
+        f"so many others have it (on the only worker: "
+        f"{digits(result.alone[0].workers)} µs):",
+        curve_table("others", result.asking),
     ]
     return "\n\n".join(parts)
 
@@ -387,7 +398,7 @@ def figures(result: Result) -> dict[str, Any]:
                 }
                 for step, cost in getattr(result, name).items()
             }
-            for name in ("rooms", "opening", "members", "storm", "asking")
+            for name in ("rooms", "opening", "members", "storm", "alone", "asking")
         },
         "kilobytes": {str(n): round(kb, 2) for n, kb in result.kilobytes.items()},
     }

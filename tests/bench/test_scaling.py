@@ -42,11 +42,8 @@ def results() -> dict[str, Any]:
         "presence": {
             "rooms": {"10": cost},
             "storm": {"1000": {**cost, "workers": 2000.0}},
-            "asking": {
-                "1": {"workers": 300.0},
-                "2": {"workers": 400.0},
-                "4": {"workers": 500.0},
-            },
+            "alone": {"0": {"workers": 300.0}},
+            "asking": {"0": {"workers": 360.0}, "3": {"workers": 660.0}},
             "kilobytes": {"10000": 9.0},
         },
         "held": {"kilobytes": 8.0, "idle_us_a_second": 5.0},
@@ -117,7 +114,8 @@ def test_more_than_can_be_done_is_not_done() -> None:
 def test_the_constants_are_what_was_measured_less_what_is_in_it() -> None:
     found = Constants.read(results(), "redis")
     assert found.join == 500 - 10 * 7 - 2 * 40
-    assert found.question == 2 * (500 - 400) / 2
+    assert found.home == 2 * (360 - 300) * 4 / 3
+    assert found.question == 2 * ((660 - 360) / 3 - 40 - 7)
     assert found.name == 0.5
     assert found.handshake == 400
 
@@ -126,6 +124,18 @@ def test_a_room_is_heard_by_no_more_workers_than_have_a_member() -> None:
     assert Load("", 100, 1, 1).hearing(50) == pytest.approx(1)
     assert 9 < Load("", 100, 10, 1).hearing(100) < 10
     assert Load("", 100, 10_000, 1).hearing(50) == pytest.approx(50)
+
+
+def test_only_who_has_a_room_is_asked_when_it_is_opened() -> None:
+    constants = Constants.read(results(), "redis")
+    small, big = Load("", 100, 10, 1), Load("", 100, 10_000, 1)
+    for workers in (2, 100, 2_000):
+        asked = capacity.opening(small, constants, workers)
+        assert asked <= constants.home + 10 * constants.question
+    assert small.asked(100) == small.hearing(100)
+    assert big.asked(51) == pytest.approx(50)
+    assert big.asked(200) == 199  # too many to be named
+    assert small.asked(1) == big.asked(1) == 0
 
 
 def test_a_load_is_paid_for_by_each_of_its_parts() -> None:
