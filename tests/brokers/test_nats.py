@@ -27,8 +27,8 @@ from authws.brokers.nats.streams import FEW, Stream
 from authws.decisions.history import Position, Retention
 from authws.exceptions import ConfigurationError, UnavailableError
 from tests.brokers.peers import KEEP, Peer, eventually, settled
+from tests.certificates import Authority
 from tests.servers.brokers import require_server
-from tests.servers.certificates import Authority
 from tests.servers.nats import NatsServer
 from tests.servers.process import free_ports
 

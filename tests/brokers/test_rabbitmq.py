@@ -40,8 +40,8 @@ from authws.clock import Clock
 from authws.decisions.history import Position
 from authws.exceptions import UnavailableError
 from tests.brokers.peers import KEEP, Peer, settled
+from tests.certificates import Authority
 from tests.requirements import require
-from tests.servers.certificates import Authority
 from tests.servers.process import free_ports
 from tests.servers.rabbitmq import RabbitmqServer
 

@@ -20,8 +20,8 @@ from authws.brokers.redis.wire import LIVES, read_message
 from authws.decisions.history import Position, Retention
 from authws.exceptions import ConfigurationError, UnavailableError
 from tests.brokers.peers import KEEP, Peer, settled
+from tests.certificates import Authority
 from tests.requirements import require
-from tests.servers.certificates import Authority
 from tests.servers.redis import (
     SLOTS,
     RedisClusterServer,

@@ -22,8 +22,8 @@ from websockets.exceptions import ConnectionClosed
 
 from authws.service.watchdog import CUT_SHORT
 from authws.service.workers.supervisor import restart_delay
+from tests.certificates import Authority
 from tests.daemon import Daemon, daemon
-from tests.servers.certificates import Authority
 from tests.wire import handshake, request, wire
 
 pytestmark = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from authws.exceptions import UnavailableError
 from authws.stores.database import Database, migrate
 from authws.stores.tickets import UsedTickets
-from tests.servers.certificates import Authority
+from tests.certificates import Authority
 from tests.servers.postgres import PostgresServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

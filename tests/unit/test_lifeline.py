@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -451,3 +452,108 @@ async def test_what_went_wrong_is_told_without_a_clients_own_words(
         await one.advance(PROBE_EVERY)
     assert told in lines(caplog)[0]
     assert "hunter2" not in caplog.text
+
+
+# ------------------------------------------------------------- with functions of its own
+
+
+async def nothing() -> None:
+    pass
+
+
+def failing(*errors: Exception) -> Callable[[], Awaitable[None]]:
+    """A ``connect`` that fails so often, and then works."""
+    left = list(errors)
+
+    async def connect() -> None:
+        if left:
+            raise left.pop(0)
+
+    return connect
+
+
+def lifeline(
+    connect: Callable[[], Awaitable[None]],
+    clock: ManualClock,
+    probe: Callable[[], Awaitable[None]] = nothing,
+) -> Lifeline:
+    return Lifeline("it", connect=connect, probe=probe, disconnect=nothing, clock=clock)
+
+
+async def test_each_reason_is_said_once_in_an_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = ManualClock()
+    away, words = (
+        OSError(111, "Connection refused"),
+        UnavailableError("it is a replica"),
+    )
+    line = lifeline(failing(away, away, words, away, words), clock)
+    with caplog.at_level(logging.WARNING):
+        await line.start()
+        assert len(caplog.records) == 1
+        await clock.advance(60)
+        assert line.is_up
+    assert [record.getMessage() for record in caplog.records] == [
+        "it cannot be reached: Connection refused; trying again",
+        "it cannot be reached: it is a replica; trying again",
+        "it is reached again",
+    ]
+    await line.stop()
+
+
+async def test_what_could_not_be_found_out_at_the_start_is_said_later(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = ManualClock()
+    line = lifeline(failing(OSError(), ConfigurationError("no cluster")), clock)
+    await line.start()
+    await clock.advance(60)
+    assert line.is_up
+    assert "no cluster" in caplog.text
+    await line.stop()
+
+
+async def test_it_was_heard_last_before_the_question_that_nobody_answered() -> None:
+    clock = ManualClock()
+    is_answered = True
+
+    async def probe() -> None:
+        if not is_answered:
+            await clock.sleep(PROBE_TIMEOUT - 0.1)
+            raise OSError
+
+    line = lifeline(nothing, clock, probe)
+    assert line.heard_at == -math.inf
+    await line.start()
+    assert line.heard_at == clock.monotonic()
+    await clock.advance(PROBE_EVERY * 3)
+    heard_at = line.heard_at
+    assert heard_at >= clock.monotonic() - PROBE_EVERY
+    is_answered = False
+    await clock.advance(PROBE_EVERY + PROBE_TIMEOUT / 2)
+    assert (line.is_up, line.heard_at) == (True, heard_at)
+    await line.stop()
+
+
+async def test_it_ends_though_a_client_swallows_that_it_is_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("authws.brokers.lifeline.PROBE_TIMEOUT", 0.1)
+    swallowed = 0
+
+    async def connect() -> None:
+        nonlocal swallowed
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed += 1
+
+    line = Lifeline("it", connect=connect, probe=nothing, disconnect=nothing)
+    starting = asyncio.ensure_future(line.start())
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        await line.stop()
+        await starting
+    assert swallowed == 1
+    assert not line.is_up
