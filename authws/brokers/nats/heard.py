@@ -31,7 +31,8 @@ class Heard:
 
     def take(self, number: int, before: int) -> bool:
         """Hear the next message, and ``before``: the one before it that is still kept,
-        or 0. Tell whether nothing is missing between it and what was heard."""
+        or 0. Tell whether nothing is missing between it and what was heard; who was
+        interrupted, and reads again, is not told so twice."""
         self.last = number
         if not self._is_listening:
             self._begin(before, number)
