@@ -110,7 +110,11 @@ def test_signer_needs_a_secret() -> None:
         SessionCookieSigner([])
 
 
-@pytest.mark.parametrize("secret_id", ["", "alice", ID + "=", ID[:-1]])
+@pytest.mark.parametrize(
+    "secret_id",
+    ["", "alice", ID + "=", ID[:-1]],
+    ids=["empty", "short", "padded", "cut"],
+)
 def test_only_session_ids_are_signed(secret_id: str) -> None:
     with pytest.raises(ValueError, match="not a session id"):
         SIGNER.sign(secret_id)
