@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -11,6 +12,10 @@ from authws.live.connection import Connection
 from authws.live.hub import Hub
 
 __all__ = ["Open", "Roll", "RollCall"]
+
+ANSWERED_AT_ONCE = 262_144
+"""Bytes that a worker lists at most for another; NATS takes 1 MiB in one message,
+unless it is told otherwise."""
 
 
 class Open(msgspec.Struct, frozen=True):
@@ -38,7 +43,7 @@ class Roll(NamedTuple):
     workers: int
     """How many workers answered, this one included."""
     silent: int
-    """How many did not."""
+    """How many did not, or not in a way that is understood."""
 
 
 class RollCall:
@@ -54,17 +59,20 @@ class RollCall:
             "connections", subject=subject, limit=limit
         )
         total, listed = self._here(subject, limit)
-        for answer in answers.values():
-            theirs = msgspec.convert(answer, _Answer)
+        understood = [one for one in map(_read, answers.values()) if one is not None]
+        for theirs in understood:
             total += theirs.total
             listed += theirs.listed
         listed.sort(key=lambda one: one.connected_at, reverse=True)
-        return Roll(total, listed[:limit], 1 + len(answers), len(silent))
+        not_understood = len(answers) - len(understood)
+        return Roll(
+            total, listed[:limit], 1 + len(understood), len(silent) + not_understood
+        )
 
     def _answer(self, arguments: dict[str, Any]) -> Any:
         question = msgspec.convert(arguments, _Question)
         total, listed = self._here(question.subject, question.limit)
-        return msgspec.to_builtins(_Answer(total, listed))
+        return msgspec.to_builtins(_Answer(total, list(_within_a_message(listed))))
 
     def _here(self, subject: str | None, limit: int) -> tuple[int, list[Open]]:
         found = [
@@ -91,6 +99,16 @@ class RollCall:
         )
 
 
+def _within_a_message(listed: list[Open]) -> Iterator[Open]:
+    """Cut what a broker would not carry in one message; the total tells that it was."""
+    size = 0
+    for one in listed:
+        size += len(msgspec.json.encode(one))
+        if size > ANSWERED_AT_ONCE:
+            return
+        yield one
+
+
 class _Question(msgspec.Struct):
     subject: str | None
     limit: int
@@ -99,3 +117,11 @@ class _Question(msgspec.Struct):
 class _Answer(msgspec.Struct):
     total: int
     listed: list[Open]
+
+
+def _read(answer: Any) -> _Answer | None:
+    """Read a worker's answer; None if it is of a version that this one is not."""
+    try:
+        return msgspec.convert(answer, _Answer)
+    except msgspec.ValidationError:
+        return None

@@ -454,7 +454,7 @@ async def test_what_went_wrong_is_told_without_a_clients_own_words(
     assert "hunter2" not in caplog.text
 
 
-# ------------------------------------------------------------- with functions of its own
+# ------------------------------------------------------------ with functions of its own
 
 
 async def nothing() -> None:
