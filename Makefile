@@ -12,8 +12,10 @@ PROJECT := $(wildcard authws tests examples bench)
 run: install
 	$(BIN)/authws serve --demo
 
+# In several processes, for most of a test is waiting; JOBS=0 is one after another.
+JOBS ?= 3
 test: install-dev test-needs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # What the tests need beside Python's packages; see the scripts for who may what.
 test-needs: $(VENV)/bin/python

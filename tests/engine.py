@@ -271,7 +271,7 @@ class Engine:
         self.clock = clock or ManualClock()
         self.revocations: list[float] = []
         self.hub = Hub(
-            Carrier(broker or MemoryBroker(clock=self.clock), keys),
+            Carrier(broker or MemoryBroker(clock=self.clock), keys, self.clock),
             clock=self.clock,
             on_revoked=self.revocations.append,
             **hub,

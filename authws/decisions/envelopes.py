@@ -2,8 +2,9 @@
 
 A broker is a shared place: whoever may write there could put words into anybody's
 mouth, or end anybody's connection. So each message carries a MAC by a key that is
-derived from the service's secrets, over the channel it is meant for; and the number
-that its sender gave it there, by which what is missing or comes twice is seen.
+derived from the service's secrets, over the channel it is meant for; the number that
+its sender gave it there, by which what is missing or comes twice is seen; and the time,
+for who has not heard the sender before.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MAC_BYTES = 16
 _VERSION = b"\xa1"
 _CHANNELS = 4096
 """Channels whose beginning of a MAC is remembered: 1 KiB each."""
-_HEAD = Struct(f">{NODE_LENGTH}sQB")
+_HEAD = Struct(f">{NODE_LENGTH}sQIB")
 _BEGIN = len(_VERSION) + MAC_BYTES
 _BODY = _BEGIN + _HEAD.size
 
@@ -57,6 +58,8 @@ class Envelope(NamedTuple):
     """Which of its messages on this channel, each higher than those before it; 0 for
     what is kept, which has a position instead."""
     body: bytes
+    at: int = 0
+    """When it was sent, in seconds since the epoch; 0 for what is kept."""
 
 
 class Sealer:
@@ -81,8 +84,8 @@ class Sealer:
 
     def seal(self, channel: str, envelope: Envelope) -> bytes:
         """Return what goes to the broker."""
-        kind, node, number, body = envelope
-        rest = _HEAD.pack(node.encode(), number, kind) + body
+        kind, node, number, body, at = envelope
+        rest = _HEAD.pack(node.encode(), number, at, kind) + body
         mac = self._begun(channel)[-2:][0].copy()
         mac.update(rest)
         return b"%b%b%b" % (_VERSION, mac.digest(), rest)
@@ -100,8 +103,8 @@ class Sealer:
             mac = begun.copy()
             mac.update(rest)
             if compare_digest(mac.digest(), genuine):
-                node, number, kind = _HEAD.unpack_from(data, _BEGIN)
-                return Envelope(kind, node.decode("ascii"), number, data[_BODY:])
+                node, number, at, kind = _HEAD.unpack_from(data, _BEGIN)
+                return Envelope(kind, node.decode("ascii"), number, data[_BODY:], at)
         raise ForgedEnvelopeError("not by a key of ours, or not for this channel")
 
     def _begin(self, channel: str) -> tuple[blake2b, ...]:

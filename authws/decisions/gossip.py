@@ -44,6 +44,8 @@ class Roster(msgspec.Struct, array_like=True):
 
     version: int
     subjects: list[str]
+    is_part: bool = False
+    """Whether more of them follow in another answer."""
 
 
 class Change(msgspec.Struct, array_like=True):
@@ -90,8 +92,10 @@ class Opened(msgspec.Struct, tag="opened", frozen=True):
     """To the home of these rooms: the sender has them open. Who else has?"""
 
     id: int
-    """0: it is not asked."""
+    """0: nobody waits for the answer."""
     rooms: list[str]
+    replaces: bool = False
+    """Whether the sender has none of those open that it told of before."""
 
 
 class Holders(msgspec.Struct, tag="holders", frozen=True):

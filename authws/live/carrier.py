@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Collection
 from typing import Protocol
 
 from authws.brokers.base import Broker, Replay
+from authws.clock import Clock
 from authws.decisions.envelopes import (
     Envelope,
     ForgedEnvelopeError,
@@ -30,6 +31,9 @@ logger = logging.getLogger("authws")
 
 ALL = "@all"
 """The channel on which every worker hears; no room's name holds an ``@``."""
+FRESH_FOR = 300
+"""Seconds by which what is only carried may seem old, or early: longer than a message
+waits anywhere, and than clocks that are set by a server differ."""
 COUNT = 1 << 32
 """A count of messages begins behind a multiple of it: so the first of a new count is
 higher than all of the old one, and is known for the first."""
@@ -67,9 +71,14 @@ class ClusterEar(Protocol):
 class Carrier:
     """Sends for this worker, and listens for it."""
 
-    def __init__(self, broker: Broker, keys: Collection[bytes]) -> None:
+    def __init__(self, broker: Broker, keys: Collection[bytes], clock: Clock) -> None:
         """``keys`` are made of the service's secrets, the newest last."""
         self.broker = broker
+        self.has_lost = False
+        """Whether something that nobody waits for was not taken by the broker."""
+        self._clock = clock
+        self._strange: set[str] = set()
+        """Workers whose time is another, and who were told of in the log."""
         self.node = secrets.token_urlsafe(8)
         """This worker's id, another one each time that it starts."""
         self.refused: Counter[str] = Counter()
@@ -122,21 +131,27 @@ class Carrier:
         """
         if self._sealer is None:
             return self.broker.publish(channel, body, keep)
-        number = 0  # what is kept has a position instead
+        number = at = 0  # what is kept has a position instead
         if keep is None:
             last = self._sent.get(channel) or next(self._counts) * COUNT
             number = self._sent[channel] = last + 1
-        sealed = self._sealer.seal(channel, Envelope(kind, self.node, number, body))
-        return self.broker.publish(channel, sealed, keep)
+            at = int(self._clock.now())
+        envelope = Envelope(kind, self.node, number, body, at)
+        return self.broker.publish(channel, self._sealer.seal(channel, envelope), keep)
 
     def tell(self, channel: str, kind: Kind, body: bytes) -> None:
-        """Say something that heals if it is lost: nobody waits for it."""
+        """Say something that nobody waits for; that it was lost is noted."""
         try:
             handed_over = self.send(channel, kind, body)
         except UnavailableError:
+            self.has_lost = True
             return
         if handed_over is not None:
-            asyncio.ensure_future(handed_over).add_done_callback(_let_be)
+            asyncio.ensure_future(handed_over).add_done_callback(self._note_loss)
+
+    def _note_loss(self, told: asyncio.Future[None]) -> None:
+        if not told.cancelled() and told.exception() is not None:
+            self.has_lost = True
 
     async def replay(
         self, channel: str, keep: Retention, since: Position | None
@@ -198,6 +213,7 @@ class Carrier:
         if rooms:
             self._rooms.interrupted(rooms)
         if len(rooms) < len(channels):
+            self.has_lost = False  # whoever is met anew is told all of it
             self._cluster.missed()
 
     def _open(self, channel: str, data: bytes) -> Envelope | None:
@@ -213,6 +229,8 @@ class Carrier:
         heard = self._heard.get(channel)
         if heard is None:  # left a moment ago
             return False
+        if not self._is_fresh(envelope):
+            return False
         last = heard.get(envelope.node)
         number = envelope.number
         if number <= (last or 0):
@@ -224,6 +242,22 @@ class Carrier:
         heard[envelope.node] = number
         return True
 
+    def _is_fresh(self, envelope: Envelope) -> bool:
+        """Tell whether it was sent of late: what is old, somebody else repeats."""
+        age = self._clock.now() - envelope.at
+        if -FRESH_FOR <= age <= FRESH_FOR:
+            return True
+        self.refused["stale"] += 1
+        if envelope.node not in self._strange:
+            self._strange.add(envelope.node)
+            logger.warning(
+                "what worker %s says is not heard: it seems %.0f s old; is it "
+                "repeated, or do the clocks differ?",
+                envelope.node,
+                age,
+            )
+        return False
+
     def _tell_gap(self, channel: str, node: str) -> None:
         assert self._rooms is not None  # noqa: S101
         assert self._cluster is not None  # noqa: S101
@@ -231,8 +265,3 @@ class Carrier:
             self._cluster.missed(node)
         else:
             self._rooms.interrupted((channel,))
-
-
-def _let_be(task: asyncio.Future[None]) -> None:
-    if not task.cancelled():
-        task.exception()

@@ -124,7 +124,9 @@ class Cluster:
         while True:
             began = self._clock.monotonic()
             await self._clock.sleep(interval)
-            await self._say_and_wait(gossip.Beat())
+            if await self._say_and_wait(gossip.Beat()) and self._carrier.has_lost:
+                self._carrier.has_lost = False
+                self.missed()
             late = self._clock.monotonic() - began > 2 * interval
             if late or not self._carrier.broker.is_up:
                 # it is we who did not hear: nobody is to be blamed for our silence

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
 from authws.clock import Clock
@@ -24,13 +24,13 @@ from authws.decisions import gossip
 from authws.decisions.envelopes import Kind
 from authws.live.carrier import Carrier
 from authws.live.cluster import Cluster
-from authws.live.directory import NO_QUESTION, Directory, batches
+from authws.live.directory import NO_QUESTION, Directory, Holders, batches
 from authws.live.room import Elsewhere, Room
 
 __all__ = ["Presence"]
 
 ANSWERED_AT_ONCE = 262_144
-"""Characters of subjects after which an answer goes on in another message; NATS takes
+"""Bytes of subjects after which an answer goes on in another message; NATS takes
 1 MiB in one, unless it is told otherwise."""
 
 LEARN_AGAIN_AFTER = 0.5
@@ -56,7 +56,7 @@ class Presence:
         self._carrier = carrier
         self._cluster = cluster
         self._clock = clock
-        self._directory = Directory(rooms, cluster, clock)
+        self._directory = Directory(rooms, cluster, clock, self._hear_of)
         self._tell = tell
         self._changes = 0
         """Of all rooms by way of this worker: a change's number is its version."""
@@ -177,6 +177,19 @@ class Presence:
             ),
         )
 
+    def _hear_of(self, holders: Holders) -> None:
+        """Ask those of whom it was not known that they have a room."""
+        by_node: defaultdict[str, list[str]] = defaultdict(list)
+        for name, nodes in holders.items():
+            room = self._rooms.get(name)
+            if room is not None:
+                for node in self._cluster.others if nodes is None else nodes:
+                    if node in self._cluster.others and node not in room.elsewhere:
+                        by_node[node].append(name)
+        for node, named in by_node.items():
+            for some in batches(named):
+                self._start(self._ask_about(some, node))
+
     async def _ask_about(self, names: list[str], node: str | None) -> frozenset[str]:
         """Return who did not answer."""
         versions = {n: room.version for n in names if (room := self._rooms.get(n))}
@@ -208,10 +221,11 @@ class Presence:
         if change.before in (0, known.version):
             if change.before == 0:  # it has just opened the room: nobody was there
                 self._replace(room, known, ())
-                if room.subjects and self._cluster.node not in change.knows:
-                    self._answer(node, gossip.Ask(NO_QUESTION, {name: change.version}))
             known.version = change.version
             self._apply(room, known, change.subject, is_here=change.is_here)
+            is_missed = change.before == 0 and self._cluster.node not in change.knows
+            if is_missed and room.subjects:
+                self._answer(node, gossip.Ask(NO_QUESTION, {name: change.version}))
         else:
             self._ask_for(room, node, known, change.version)
 
@@ -221,17 +235,30 @@ class Presence:
         size = 0
         for name, version in ask.rooms.items():
             room = self._rooms.get(name)
+            if room is None or not room.subjects:
+                names.append(name)
+            else:
+                for roster, length in _parts(room):
+                    if rosters and size + length > ANSWERED_AT_ONCE:
+                        # more follows: nobody's wait is over yet
+                        self._tell_rosters(node, NO_QUESTION, names, rosters)
+                        names, rosters, size = [], {}, 0
+                    names.append(name)
+                    rosters[name] = roster
+                    size += length
             if room is not None:
                 self._look_behind(room, node, version)
-            if room is not None and room.subjects:
-                if size > ANSWERED_AT_ONCE:  # more follows: nobody's wait is over yet
-                    answer = gossip.Answer(NO_QUESTION, self._changes, names, rosters)
-                    self._cluster.tell(node, answer)
-                    names, rosters, size = [], {}, 0
-                rosters[name] = gossip.Roster(room.version, list(room.subjects))
-                size += sum(map(len, room.subjects))
-            names.append(name)
-        self._cluster.tell(node, gossip.Answer(ask.id, self._changes, names, rosters))
+        self._tell_rosters(node, ask.id, names, rosters)
+
+    def _tell_rosters(
+        self,
+        node: str,
+        question: int,
+        names: list[str],
+        rosters: dict[str, gossip.Roster],
+    ) -> None:
+        answer = gossip.Answer(question, self._changes, names, rosters)
+        self._cluster.tell(node, answer)
 
     def _look_behind(self, room: Room, node: str, version: int) -> None:
         """Ask who asks, if it knows more of itself than is known here."""
@@ -256,7 +283,10 @@ class Presence:
                 return
             known = room.elsewhere[node] = Elsewhere()
         if known.version <= as_of:  # else it was asked before what came since
-            self._replace(room, known, roster.subjects if roster else ())
+            subjects = _whole(known, roster) if roster else ()
+            if subjects is None:
+                return
+            self._replace(room, known, subjects)
             known.version = roster.version if roster else as_of
         wanted, known.asked_for = known.asked_for, 0
         if wanted > as_of:
@@ -314,3 +344,29 @@ class Presence:
         else:
             del room.present[subject]
             self._tell(room, subject, "left")
+
+
+def _parts(room: Room) -> Iterator[tuple[gossip.Roster, int]]:
+    """Split who is in a room here over rosters, each of so many bytes."""
+    subjects: list[str] = []
+    size = 0
+    for subject in room.subjects:
+        length = len(gossip.encode(subject))
+        if size + length > ANSWERED_AT_ONCE and subjects:
+            yield gossip.Roster(room.version, subjects, is_part=True), size
+            subjects, size = [], 0
+        subjects.append(subject)
+        size += length + 1
+    yield gossip.Roster(room.version, subjects), size
+
+
+def _whole(known: Elsewhere, roster: gossip.Roster) -> Collection[str] | None:
+    """Return who is in a roster, its earlier parts included; None: more follows."""
+    version, subjects = known.part
+    if version != roster.version:
+        version, subjects = roster.version, set()
+    if roster.is_part:
+        known.part = (version, subjects.union(roster.subjects))
+        return None
+    known.part = (0, set())
+    return subjects.union(roster.subjects)

@@ -14,13 +14,15 @@ __all__ = ["Elsewhere", "Room"]
 class Elsewhere:
     """Who is in a room by way of another worker, as far as that is known here."""
 
-    __slots__ = ("asked_for", "subjects", "version")
+    __slots__ = ("asked_for", "part", "subjects", "version")
 
     def __init__(self) -> None:
         self.version = 0
         self.subjects: set[str] = set()
         self.asked_for = 0
         """The version that was seen to be missing, and is being asked for."""
+        self.part: tuple[int, set[str]] = (0, set())
+        """What has come of an answer in parts, and which version that is of."""
 
 
 class Room(Audience):

@@ -166,7 +166,7 @@ class House:
             clock=self.clock,
         )
         self.hub = Hub(
-            Carrier(self.broker, self._broker_keys),
+            Carrier(self.broker, self._broker_keys, self.clock),
             clock=self.clock,
             history=history,
             lease=settings.presence_lease,

@@ -42,7 +42,8 @@ def know_each_other(all_of_them: Workers) -> bool:
 def forge(all_of_them: Workers, channel: str, body: bytes, number: int = 1) -> str:
     """Have a worker that is none of them say something; return its id."""
     node = "another-one"
-    envelope = Envelope(Kind.CLUSTER, node, number, body)
+    at = int(all_of_them.clock.now())
+    envelope = Envelope(Kind.CLUSTER, node, number, body, at)
     sealed = Sealer(KEYS).seal(channel, envelope)
     all_of_them.bus.carry(channel, sealed, None)
     return node
@@ -466,7 +467,8 @@ async def test_what_is_genuine_but_in_the_wrong_place_is_nothing(
         (one,) = all_of_them
         alice = await one.guest("alice", "lobby")
         heard = len(alice.heard)
-        envelope = Envelope(kind, "another-one", 1, gossip.encode(gossip.Bye()))
+        body, at = gossip.encode(gossip.Bye()), int(all_of_them.clock.now())
+        envelope = Envelope(kind, "another-one", 1, body, at)
         all_of_them.bus.carry(channel, Sealer(KEYS).seal(channel, envelope), None)
         await settle()
         assert len(alice.heard) == heard

@@ -218,3 +218,57 @@ async def test_after_an_outage_for_all_each_asks_those_who_share_its_rooms() -> 
         for number in range(2, 6):
             pair = {f"u{number - number % 2}", f"u{number - number % 2 + 1}"}
             assert here(peers[number], f"room{number // 2}") == pair
+
+
+async def test_who_tells_a_home_later_hears_of_who_was_there_before() -> None:
+    """Both were away, and came back one before and one behind the home."""
+    async with workers(3) as all_of_them:
+        early, late, home = all_of_them
+        name = next(
+            name
+            for name in away_from(early, all_of_them, 100)
+            if home_of(all_of_them, name) is home
+        )
+        lisa = await late.guest("lisa", name)
+        late.broker.cut()
+        home.broker.cut()
+        erik = await early.guest("erik")
+        erik.say(type="join", room=name)
+        await settle()
+        await all_of_them.clock.advance(2 * ANSWER_WITHIN + 0.1)
+        assert erik.of_type("joined")
+        late.broker.mend()
+        await settle()
+        await all_of_them.clock.advance(LEARN_AGAIN_AFTER - 0.05)
+        home.broker.mend()
+        await settle()
+        await all_of_them.clock.advance(1)
+        assert here(lisa, name) == here(erik, name) == {"lisa", "erik"}
+
+
+async def test_rooms_that_were_closed_in_an_outage_are_forgotten() -> None:
+    async with workers(2) as all_of_them:
+        one, two = all_of_them
+        names = away_from(one, all_of_them, 90)
+        alice = await one.guest("alice", *names)
+        await one.guest("bob", *names[:3])
+        assert len(directory_of(two)._holders) == 90
+        one.broker.cut()
+        alice.leave()
+        await settle()
+        one.broker.mend()
+        await all_of_them.clock.advance(1)
+        assert set(directory_of(two)._holders) == set(names[:3])
+
+
+async def test_a_closing_that_was_lost_is_told_with_the_next() -> None:
+    async with workers(2) as all_of_them:
+        one, two = all_of_them
+        first, second = away_from(one, all_of_them, 2)
+        alice = await one.guest("alice", first, second)
+        two.broker.lost, two.broker.lost_on = 1, f"@{two.node}"
+        for name in (first, second):
+            alice.say(type="leave", room=name)
+            await settle()
+        await all_of_them.clock.advance(1)
+        assert not directory_of(two)._holders

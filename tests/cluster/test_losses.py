@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from authws.decisions import gossip
 from authws.decisions.envelopes import Envelope, Kind, Sealer
+from authws.decisions.history import Retention
+from authws.exceptions import UnavailableError
 from authws.live import rooms as rooms_module
-from authws.live.cluster import ANSWER_WITHIN
+from authws.live.carrier import FRESH_FOR
+from authws.live.cluster import ANSWER_WITHIN, BEATS_PER_LEASE
 from authws.live.presence import LEARN_AGAIN_AFTER
 from tests.cluster.workers import (
     LEASE,
+    Worker,
     here,
     position,
     say,
@@ -246,7 +253,7 @@ async def test_what_was_said_once_is_not_heard_again_if_somebody_repeats_it() ->
             all_of_them.bus.carry(channel, data, None)
         await settle()
         assert (texts(bob), texts(bob, "kept")) == ([1], [2])
-        assert two.hub.carrier.refused["doubled"] == 2
+        assert two.hub.carrier.refused == {"doubled": 1, "stale": 1}
 
 
 # ------------------------------------------------------------------------- who is there
@@ -305,13 +312,14 @@ async def test_a_malformed_change_changes_nothing_and_is_counted(body: bytes) ->
         (one,) = all_of_them
         alice = await one.guest("alice", "lobby")
         sealer = Sealer((b"one secret",))
-        envelope = Envelope(Kind.PRESENCE, "x" * 11, 1, body)
+        at = int(all_of_them.clock.now())
+        envelope = Envelope(Kind.PRESENCE, "x" * 11, 1, body, at)
         all_of_them.bus.carry("lobby", sealer.seal("lobby", envelope), None)
         await settle()
         assert here(alice) == {"alice"}
         assert one.hub.carrier.refused["malformed"] == 1
         change = gossip.encode(gossip.Change(0, 1, "bob", True))
-        envelope = Envelope(Kind.PRESENCE, "x" * 11, 2, change)
+        envelope = Envelope(Kind.PRESENCE, "x" * 11, 2, change, at)
         all_of_them.bus.carry("lobby", sealer.seal("lobby", envelope), None)
         await settle()
         assert here(alice) == {"alice", "bob"}
@@ -321,3 +329,129 @@ async def test_a_malformed_change_changes_nothing_and_is_counted(body: bytes) ->
 
 def _last(peer: Peer) -> dict[str, object]:
     return peer.of_type("message")[-1]
+
+
+# ---------------------------------------------------------- a broker that takes nothing
+
+
+def refuse(worker: Worker) -> Callable[[], None]:
+    """Have a broker that is there refuse what is published; return the end of it."""
+    taking = worker.broker.publish
+
+    def refuse(channel: str, data: bytes, keep: Retention | None = None) -> Any:
+        raise UnavailableError("too much waits")
+
+    worker.broker.publish = refuse  # type: ignore[method-assign]
+
+    def end() -> None:
+        worker.broker.publish = taking  # type: ignore[method-assign]
+
+    return end
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+async def test_who_left_while_nothing_was_taken_is_gone_soon_after(
+    is_last: bool,
+) -> None:
+    async with workers(2) as all_of_them:
+        one, two = all_of_them
+        alice = await one.guest("alice", "lobby")
+        if not is_last:
+            await one.guest("carol", "lobby")
+        bob = await two.guest("bob", "lobby")
+        end = refuse(one)
+        alice.leave()
+        await settle()
+        end()
+        await all_of_them.clock.advance(LEASE / BEATS_PER_LEASE + LEARN_AGAIN_AFTER)
+        assert here(bob) == ({"bob"} if is_last else {"bob", "carol"})
+        before = len(all_of_them.bus.sent)
+        await all_of_them.clock.advance(LEASE)
+        # nothing but beats: it is over
+        assert len(all_of_them.bus.sent) - before == 2 * BEATS_PER_LEASE
+
+
+async def test_a_publish_that_fails_late_is_noted_as_well() -> None:
+    async with workers(2) as (one, two):
+        alice = await one.guest("alice", "lobby")
+        bob = await two.guest("bob", "lobby")
+        one.broker.is_unsure = True
+        alice.leave()
+        await settle()
+        has_lost = one.hub.carrier.has_lost
+        one.broker.is_unsure = False
+        await one.clock.advance(LEASE)
+        assert (has_lost, one.hub.carrier.has_lost) == (True, False)
+        assert here(bob) == {"bob"}
+
+
+async def test_all_know_each_other_again_when_a_broker_takes_what_it_refused() -> None:
+    async with workers(1) as all_of_them:
+        for _ in range(2):
+            await all_of_them.start(1)  # each beats at another moment
+        names = [f"room{number}" for number in range(12)]
+        peers = [
+            await worker.guest(f"u{number}", *names)
+            for number, worker in enumerate(all_of_them)
+        ]
+        ends = [refuse(worker) for worker in all_of_them]
+        await all_of_them.clock.advance(LEASE * 2)
+        for end in ends:
+            end()
+        await all_of_them.clock.advance(LEASE)
+        for name in names:
+            for peer in peers:
+                assert here(peer, name) == {"u0", "u1", "u2"}
+
+
+# ---------------------------------------------------------------- what somebody repeats
+
+
+@pytest.mark.parametrize(
+    ("age", "is_heard"), [(FRESH_FOR, True), (FRESH_FOR + 1, False)]
+)
+@pytest.mark.parametrize("to", ["newcomer", "mourner"])
+async def test_what_is_repeated_late_is_heard_by_nobody(
+    to: str, age: float, is_heard: bool
+) -> None:
+    """By who comes later, or knew a worker that has ended: neither counted it."""
+    async with workers(2, history=("*=0",)) as all_of_them:
+        one, two = all_of_them
+        alice = await one.guest("alice", "lobby")
+        bob = await two.guest("bob", *(["lobby"] if to == "mourner" else []))
+        before = len(all_of_them.bus.sent)
+        say(alice, "sell")
+        await settle()
+        said = all_of_them.bus.sent[before:]
+        heard = texts(bob)
+        await all_of_them.clock.advance(age)
+        if to == "mourner":
+            await one.hub.cluster.stop()
+            await settle()
+        else:
+            bob.say(type="join", room="lobby")
+            await settle()
+        for channel, data in said:
+            all_of_them.bus.carry(channel, data, None)
+        await settle()
+        assert texts(bob) == heard + ["sell"] * is_heard
+        assert two.hub.carrier.refused["stale"] == (not is_heard)
+
+
+@pytest.mark.parametrize("offset", [FRESH_FOR + 5, -FRESH_FOR - 5])
+async def test_a_worker_whose_clock_is_wrong_is_told_of_once(
+    offset: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with workers(2) as all_of_them:
+        one, two = all_of_them
+        await one.guest("alice", "lobby")
+        bob = await two.guest("bob", "lobby")
+        two.own_clock.wall_offset = offset
+        await all_of_them.clock.advance(LEASE * 2)
+        told = [r.getMessage() for r in caplog.records if "is not heard" in r.message]
+        assert len(told) == 2  # each of the other
+        assert here(bob) == {"bob"}
+        assert one.hub.carrier.refused["stale"] > 1
+        two.own_clock.wall_offset = 0
+        await all_of_them.clock.advance(LEASE)
+        assert here(bob) == {"alice", "bob"}

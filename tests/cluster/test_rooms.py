@@ -264,6 +264,28 @@ async def test_a_long_answer_comes_in_parts_and_is_awaited_whole(
         assert [name for answer in answers for name in answer.rooms] == names
 
 
+@pytest.mark.parametrize("name", ["bob", "ülkü-\N{SNOWMAN}", '"quoted"'])
+async def test_a_roster_that_no_message_holds_comes_in_parts(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(presence, "ANSWERED_AT_ONCE", 100)
+    async with workers(2, max_presence=0) as all_of_them:
+        one, two = all_of_them
+        subjects = {f"{name}{number}" for number in range(25)}
+        for subject in sorted(subjects):
+            await one.guest(subject, "lobby")
+        await one.guest("apart", "hall")
+        before = len(all_of_them.said(gossip.Answer))
+        alice = await two.guest("alice", "lobby")
+        assert here(alice) == subjects | {"alice"}
+        assert alice.of_type("presence") == []  # all of them were there already
+        answers = all_of_them.said(gossip.Answer)[before:]
+        parts = [answer.rosters["lobby"] for answer in answers]
+        assert [part.is_part for part in parts] == [True] * (len(parts) - 1) + [False]
+        assert len(parts) >= 25 * (len(name) + 2) / 100
+        assert all(len(gossip.encode(part.subjects)) <= 102 for part in parts)
+
+
 @pytest.mark.parametrize(("members", "is_told"), [(3, True), (4, False)])
 async def test_a_big_room_tells_its_number_only(members: int, is_told: bool) -> None:
     async with workers(2, max_presence=3) as (one, two):

@@ -479,7 +479,7 @@ TestLives = Lives.TestCase
 names = st.sampled_from(["alice", "bob", "s1", "lobby", "hall", ""])
 numbers = st.sampled_from([-1, 0, 1, 2, 3, 7, 2**63, 2**70])
 times = st.sampled_from([-1.0, 0.0, 1.7e9, 1e300])
-rosters = st.builds(gossip.Roster, numbers, st.lists(names, max_size=3))
+rosters = st.builds(gossip.Roster, numbers, st.lists(names, max_size=3), st.booleans())
 words = st.one_of(
     st.builds(
         gossip.Beat,
@@ -490,7 +490,7 @@ words = st.one_of(
         gossip.Revoked, st.sampled_from(["session", "subject", "scopes"]), names, times
     ),
     st.builds(gossip.Extended, names, times),
-    st.builds(gossip.Opened, numbers, st.lists(names, max_size=3)),
+    st.builds(gossip.Opened, numbers, st.lists(names, max_size=3), st.booleans()),
     st.builds(
         gossip.Holders,
         numbers,
@@ -540,7 +540,8 @@ def test_whatever_a_worker_says_holds_for_its_lease_and_harms_nobody(
                 is_change = isinstance(word, gossip.Change)
                 channel = "lobby" if is_change else ("@all", f"@{one.node}")[number % 2]
                 kind = Kind.PRESENCE if is_change else Kind.CLUSTER
-                envelope = Envelope(kind, node, number, gossip.encode(word))
+                at = int(one.clock.now())
+                envelope = Envelope(kind, node, number, gossip.encode(word), at)
                 all_of_them.bus.carry(channel, sealer.seal(channel, envelope), None)
             await all_of_them.clock.advance(LEASE * 2)
             assert one.hub.cluster.others == {}

@@ -18,7 +18,7 @@ CHANNEL = "lobby"
 ENVELOPE = Envelope(Kind.MESSAGE, NODE, 7, b'{"type":"message"}')
 SEALER = Sealer([b"a secret"])
 SEALED = SEALER.seal(CHANNEL, ENVELOPE)
-HEAD = 1 + MAC_BYTES + NODE_LENGTH + 8 + 1
+HEAD = 1 + MAC_BYTES + NODE_LENGTH + 8 + 4 + 1
 """Bytes in front of the body."""
 
 channels = st.text("abcXYZ019_.:-@", min_size=1, max_size=130)
@@ -28,6 +28,7 @@ envelopes = st.builds(
     st.text("ABCxyz019-_", min_size=NODE_LENGTH, max_size=NODE_LENGTH),
     st.integers(0, 2**64 - 1),
     st.binary(max_size=300),
+    st.integers(0, 2**32 - 1),
 )
 
 

@@ -114,7 +114,9 @@ class RabbitmqBroker:
 
     @property
     def is_up(self) -> bool:
-        return self._lifeline.is_up
+        # who may not publish says nothing, beats included, and is told nothing new
+        is_blocked = self._session is not None and self._session.publisher.is_blocked
+        return self._lifeline.is_up and not is_blocked
 
     @property
     def heard_at(self) -> float:

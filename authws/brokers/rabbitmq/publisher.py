@@ -57,6 +57,11 @@ class Publisher:
         await self._channel.call(Confirm.Select())
         self._channel.confirms = self
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether RabbitMQ takes nothing, for being short of memory or disk."""
+        return bool(self._connection.blocked)
+
     def publish(
         self,
         key: str,
