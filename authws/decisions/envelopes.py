@@ -24,13 +24,14 @@ __all__ = ["NODE_LENGTH", "Envelope", "ForgedEnvelopeError", "Kind", "Sealer"]
 NODE_LENGTH = 11
 """Characters of a worker's id: 64 random bits in base64url."""
 MAC_BYTES = 16
+MAX_MACS = 2
+"""Keys that seal one envelope."""
 
 _VERSION = b"\xa1"
 _CHANNELS = 4096
 """Channels whose beginning of a MAC is remembered: 1 KiB each."""
 _HEAD = Struct(f">{NODE_LENGTH}sQIB")
-_BEGIN = len(_VERSION) + MAC_BYTES
-_BODY = _BEGIN + _HEAD.size
+_BEGIN = len(_VERSION) + 1
 
 
 class ForgedEnvelopeError(AuthwsError):
@@ -59,18 +60,18 @@ class Envelope(NamedTuple):
     what is kept, which has a position instead."""
     body: bytes
     at: int = 0
-    """When it was sent, in seconds since the epoch; 0 for what is kept."""
+    """When it was sent, in seconds since the epoch."""
 
 
 class Sealer:
     """Makes envelopes genuine, and tells which are (BLAKE2b, RFC 7693, keyed)."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
-        """The newest key comes last; each is believed, so that keys can rotate.
+        """The key that signs comes last; each is believed, so that keys can rotate.
 
-        The last but one makes the MAC. While workers are restarted one by one with
-        another key, those before do not know the newest yet; and those behind, of
-        whom each keeps some, may not know the oldest any more.
+        The last two both make a MAC, and one that is known is enough. While workers
+        are restarted one by one with other keys, those before know the one and those
+        behind the other, whether the new key signs at once or is only believed first.
         """
         # a keyed state once, and a copy of it for each message
         self._macs = tuple(
@@ -78,7 +79,7 @@ class Sealer:
                 key=blake2b(key, digest_size=32, person=b"authws broker").digest(),
                 digest_size=MAC_BYTES,
             )
-            for key in keys
+            for key in reversed(keys)
         )
         self._begun = lru_cache(maxsize=_CHANNELS)(self._begin)
 
@@ -86,9 +87,10 @@ class Sealer:
         """Return what goes to the broker."""
         kind, node, number, body, at = envelope
         rest = _HEAD.pack(node.encode(), number, at, kind) + body
-        mac = self._begun(channel)[-2:][0].copy()
-        mac.update(rest)
-        return b"%b%b%b" % (_VERSION, mac.digest(), rest)
+        macs = b"".join(
+            [_finished(begun, rest) for begun in self._begun(channel)[:MAX_MACS]]
+        )
+        return b"%b%c%b%b" % (_VERSION, len(macs) // MAC_BYTES, macs, rest)
 
     def open(self, channel: str, data: bytes) -> Envelope:
         """Return what came from the broker on this channel.
@@ -96,21 +98,30 @@ class Sealer:
         Raises:
             ForgedEnvelopeError: it is not genuine.
         """
-        if len(data) < _BODY or data[:1] != _VERSION:
+        count = data[1] if len(data) > 1 and data[:1] == _VERSION else 0
+        begin = _BEGIN + count * MAC_BYTES
+        if not 0 < count <= MAX_MACS or len(data) < begin + _HEAD.size:
             raise ForgedEnvelopeError("not an envelope")
-        rest, genuine = data[_BEGIN:], data[1:_BEGIN]
+        rest = data[begin:]
+        macs = [data[at : at + MAC_BYTES] for at in range(_BEGIN, begin, MAC_BYTES)]
         for begun in self._begun(channel):
-            mac = begun.copy()
-            mac.update(rest)
-            if compare_digest(mac.digest(), genuine):
-                node, number, at, kind = _HEAD.unpack_from(data, _BEGIN)
-                return Envelope(kind, node.decode("ascii"), number, data[_BODY:], at)
+            mac = _finished(begun, rest)
+            if any(compare_digest(mac, genuine) for genuine in macs):
+                node, number, at, kind = _HEAD.unpack_from(rest)
+                body = rest[_HEAD.size :]
+                return Envelope(kind, node.decode("ascii"), number, body, at)
         raise ForgedEnvelopeError("not by a key of ours, or not for this channel")
 
     def _begin(self, channel: str) -> tuple[blake2b, ...]:
-        """Begin a MAC by each key with the channel."""
+        """Begin a MAC by each key with the channel, the newest first."""
         begun = tuple(keyed.copy() for keyed in self._macs)
         for mac in begun:
             # no channel's name holds a NUL: where it ends is never in doubt
             mac.update(b"%b\0" % channel.encode())
         return begun
+
+
+def _finished(begun: blake2b, rest: bytes) -> bytes:
+    mac = begun.copy()
+    mac.update(rest)
+    return mac.digest()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import secrets
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Collection
 from typing import Protocol
 
@@ -34,6 +35,12 @@ ALL = "@all"
 FRESH_FOR = 300
 """Seconds by which what is only carried may seem old, or early: longer than a message
 waits anywhere, and than clocks that are set by a server differ."""
+COMPLAIN_EVERY = 60.0
+"""Seconds between two lines of the log that say the same."""
+MAX_RECENT = 4096
+"""Messages that are remembered, so that none of them is heard twice."""
+NOT_COUNTED = 0
+"""The number of what is kept: its place in the history tells it apart."""
 COUNT = 1 << 32
 """A count of messages begins behind a multiple of it: so the first of a new count is
 higher than all of the old one, and is known for the first."""
@@ -77,8 +84,10 @@ class Carrier:
         self.has_lost = False
         """Whether something that nobody waits for was not taken by the broker."""
         self._clock = clock
-        self._strange: set[str] = set()
-        """Workers whose time is another, and who were told of in the log."""
+        self._told_at: dict[str, float] = {}
+        """When each complaint stood in the log, in monotonic seconds."""
+        self._recent: OrderedDict[int, None] = OrderedDict()
+        """What was kept, and heard last."""
         self.node = secrets.token_urlsafe(8)
         """This worker's id, another one each time that it starts."""
         self.refused: Counter[str] = Counter()
@@ -131,11 +140,11 @@ class Carrier:
         """
         if self._sealer is None:
             return self.broker.publish(channel, body, keep)
-        number = at = 0  # what is kept has a position instead
+        number = 0  # what is kept has a position instead
         if keep is None:
             last = self._sent.get(channel) or next(self._counts) * COUNT
             number = self._sent[channel] = last + 1
-            at = int(self._clock.now())
+        at = int(self._clock.now())
         envelope = Envelope(kind, self.node, number, body, at)
         return self.broker.publish(channel, self._sealer.seal(channel, envelope), keep)
 
@@ -157,7 +166,7 @@ class Carrier:
         self, channel: str, keep: Retention, since: Position | None
     ) -> Replay:
         """Return what a room kept since a position, opened; what is not genuine is
-        left out.
+        left out, and may have been some worker's with another key: it is not whole.
 
         Raises:
             UnavailableError: the broker cannot be reached.
@@ -165,13 +174,14 @@ class Carrier:
         replay = await self.broker.replay(channel, keep, since)
         if self._sealer is None:
             return replay
+        opened = [(place, self._open(channel, data)) for place, data in replay.messages]
         messages = tuple(
-            (position, envelope.body)
-            for position, data in replay.messages
-            if (envelope := self._open(channel, data)) is not None
-            and envelope.kind == Kind.MESSAGE
+            (place, envelope.body)
+            for place, envelope in opened
+            if envelope is not None and envelope.kind == Kind.MESSAGE
         )
-        return replay._replace(messages=messages)
+        is_whole = replay.is_complete and all(one is not None for _, one in opened)
+        return replay._replace(messages=messages, is_complete=is_whole)
 
     def forget(self, node: str) -> None:
         """Hear that a worker has ended."""
@@ -191,7 +201,10 @@ class Carrier:
         envelope = self._open(channel, data)
         if envelope is None:
             return
-        if position is None and not self._is_next(channel, envelope):
+        if envelope.number == NOT_COUNTED:
+            if not self._is_one_of_its_kind(channel, envelope, position):
+                return
+        elif not self._is_next(channel, envelope):
             return
         if envelope.kind == Kind.CLUSTER:
             if envelope.node != self.node and channel.startswith("@"):
@@ -222,6 +235,11 @@ class Carrier:
             return self._sealer.open(channel, data)
         except ForgedEnvelopeError:
             self.refused["forged"] += 1
+            self._complain(
+                "something came from the broker that no key of ours has sealed: do "
+                "all hosts have the same AUTHWS_SECRET_KEYS, or is the prefix used by "
+                "another deployment?"
+            )
             return None
 
     def _is_next(self, channel: str, envelope: Envelope) -> bool:
@@ -248,15 +266,47 @@ class Carrier:
         if -FRESH_FOR <= age <= FRESH_FOR:
             return True
         self.refused["stale"] += 1
-        if envelope.node not in self._strange:
-            self._strange.add(envelope.node)
-            logger.warning(
-                "what worker %s says is not heard: it seems %.0f s old; is it "
-                "repeated, or do the clocks differ?",
-                envelope.node,
-                age,
-            )
+        self._complain(
+            f"what worker {envelope.node} says is not heard: it seems to be from long "
+            "ago, or from later: is it repeated, or do the hosts' clocks differ?"
+        )
         return False
+
+    def _is_one_of_its_kind(
+        self, channel: str, envelope: Envelope, position: Position | None
+    ) -> bool:
+        """Tell whether what has no number is to be handed on.
+
+        Where it has no place either, the sender keeps this room otherwise than we do:
+        so it is while workers are restarted with other rules.
+        """
+        seal = hash((channel, envelope.node, envelope.at, envelope.body))
+        if position is None:
+            is_kept = envelope.kind == Kind.MESSAGE and channel in self._heard
+            if not is_kept or not self._is_fresh(envelope):
+                return False
+            if seal in self._recent:
+                self.refused["doubled"] += 1
+                return False
+            self._complain(
+                "another worker keeps a room otherwise than this one, and what it "
+                "says has no place in the history here: do all hosts have the same "
+                "AUTHWS_HISTORY?"
+            )
+        self._recent[seal] = None
+        if len(self._recent) > MAX_RECENT:
+            self._recent.popitem(last=False)
+        return True
+
+    def _complain(self, sentence: str) -> None:
+        """Write to the log, each sentence once in a while only."""
+        now = self._clock.monotonic()
+        if now - self._told_at.get(sentence, -math.inf) < COMPLAIN_EVERY:
+            return
+        if len(self._told_at) >= MAX_RECENT:
+            self._told_at.clear()
+        self._told_at[sentence] = now
+        logger.warning(sentence)
 
     def _tell_gap(self, channel: str, node: str) -> None:
         assert self._rooms is not None  # noqa: S101

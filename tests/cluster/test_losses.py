@@ -11,8 +11,9 @@ from authws.decisions import gossip
 from authws.decisions.envelopes import Envelope, Kind, Sealer
 from authws.decisions.history import Retention
 from authws.exceptions import UnavailableError
+from authws.live import carrier as carrier_module
 from authws.live import rooms as rooms_module
-from authws.live.carrier import FRESH_FOR
+from authws.live.carrier import COMPLAIN_EVERY, FRESH_FOR
 from authws.live.cluster import ANSWER_WITHIN, BEATS_PER_LEASE
 from authws.live.presence import LEARN_AGAIN_AFTER
 from tests.cluster.workers import (
@@ -253,7 +254,7 @@ async def test_what_was_said_once_is_not_heard_again_if_somebody_repeats_it() ->
             all_of_them.bus.carry(channel, data, None)
         await settle()
         assert (texts(bob), texts(bob, "kept")) == ([1], [2])
-        assert two.hub.carrier.refused == {"doubled": 1, "stale": 1}
+        assert two.hub.carrier.refused == {"doubled": 2}
 
 
 # ------------------------------------------------------------------------- who is there
@@ -439,7 +440,7 @@ async def test_what_is_repeated_late_is_heard_by_nobody(
 
 
 @pytest.mark.parametrize("offset", [FRESH_FOR + 5, -FRESH_FOR - 5])
-async def test_a_worker_whose_clock_is_wrong_is_told_of_once(
+async def test_a_worker_whose_clock_is_wrong_is_told_of(
     offset: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with workers(2) as all_of_them:
@@ -455,3 +456,66 @@ async def test_a_worker_whose_clock_is_wrong_is_told_of_once(
         two.own_clock.wall_offset = 0
         await all_of_them.clock.advance(LEASE)
         assert here(bob) == {"alice", "bob"}
+
+
+# ------------------------------------------------------------ workers that differ
+
+
+async def test_what_was_sealed_with_another_key_is_missed_and_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two hosts that made their secrets each for itself, on one broker."""
+    async with workers(1) as all_of_them:
+        await all_of_them.start(keys=(b"of its own",))
+        one, two = all_of_them
+        alice = await one.guest("alice", "lobby")
+        bob = await two.guest("bob", "lobby")
+        start = position(alice.of_type("joined")[0])
+        for number in range(3):
+            say(alice, number)
+            say(bob, number + 10)
+        await settle()
+        assert texts(alice) == [0, 1, 2]
+        again = await one.guest("alice", "lobby", since=start)
+        assert again.of_type("joined")[0]["recovered"] is False
+        told = [r.getMessage() for r in caplog.records if "AUTHWS_SECRET_KEYS" in r.msg]
+        assert len(told) == 2  # by each, once
+        await all_of_them.clock.advance(COMPLAIN_EVERY + LEASE)
+        assert len([r for r in caplog.records if "AUTHWS_SECRET_KEYS" in r.msg]) == 4
+
+
+async def test_what_is_kept_otherwise_by_another_worker_is_heard_once_and_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By NATS, while workers are restarted with other rules, it has no place here."""
+    async with workers(2) as all_of_them:
+        one, two = all_of_them
+        alice = await one.guest("alice", "lobby")
+        bob = await two.guest("bob", "lobby")
+        two.broker.lost, two.broker.lost_on = 1, "lobby"
+        before = len(all_of_them.bus.sent)
+        say(alice, "hello")
+        await settle()
+        ((channel, data),) = all_of_them.bus.sent[before:]
+        heard = texts(bob)
+        for _ in range(2):
+            all_of_them.bus.carry(channel, data, None)
+            await settle()
+        assert (heard, texts(bob)) == ([], ["hello"])
+        assert "epoch" not in bob.of_type("message")[0]
+        assert texts(alice) == ["hello"]  # it was heard, with its place
+        assert two.hub.carrier.refused["doubled"] == 1
+        assert len([r for r in caplog.records if "AUTHWS_HISTORY" in r.msg]) == 1
+
+
+async def test_no_more_is_remembered_of_what_was_heard_than_may_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(carrier_module, "MAX_RECENT", 5)
+    async with workers(2) as (one, two):
+        alice = await one.guest("alice", "lobby")
+        await two.guest("bob", "lobby")
+        for number in range(20):
+            say(alice, number)
+        await settle()
+        assert len(two.hub.carrier._recent) == 5

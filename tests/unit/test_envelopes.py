@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from authws.decisions.envelopes import (
     MAC_BYTES,
+    MAX_MACS,
     NODE_LENGTH,
     Envelope,
     ForgedEnvelopeError,
@@ -18,7 +22,7 @@ CHANNEL = "lobby"
 ENVELOPE = Envelope(Kind.MESSAGE, NODE, 7, b'{"type":"message"}')
 SEALER = Sealer([b"a secret"])
 SEALED = SEALER.seal(CHANNEL, ENVELOPE)
-HEAD = 1 + MAC_BYTES + NODE_LENGTH + 8 + 4 + 1
+HEAD = 1 + 1 + MAC_BYTES + NODE_LENGTH + 8 + 4 + 1
 """Bytes in front of the body."""
 
 channels = st.text("abcXYZ019_.:-@", min_size=1, max_size=130)
@@ -38,7 +42,8 @@ def test_what_was_sealed_is_opened(
 ) -> None:
     sealed = Sealer(keys).seal(channel, envelope)
     assert Sealer(keys).open(channel, sealed) == envelope
-    assert len(sealed) == HEAD + len(envelope.body)
+    more = MAC_BYTES * (min(len(keys), MAX_MACS) - 1)
+    assert len(sealed) == HEAD + more + len(envelope.body)
 
 
 def test_an_empty_body_is_one() -> None:
@@ -99,7 +104,7 @@ def test_no_bytes_at_all_are_believed(data: bytes) -> None:
 
 @given(st.binary(min_size=MAC_BYTES, max_size=MAC_BYTES))
 def test_no_other_mac_is_believed(mac: bytes) -> None:
-    forged = SEALED[:1] + mac + SEALED[1 + MAC_BYTES :]
+    forged = SEALED[:2] + mac + SEALED[2 + MAC_BYTES :]
     if forged != SEALED:
         with pytest.raises(ForgedEnvelopeError, match="not by a key of ours"):
             SEALER.open(CHANNEL, forged)
@@ -128,27 +133,52 @@ def test_the_key_itself_is_not_the_key_of_the_mac() -> None:
     """One secret serves other purposes, and a MAC of theirs means nothing here."""
     from hashlib import blake2b
 
-    rest = SEALED[1 + MAC_BYTES :]
+    rest = SEALED[2 + MAC_BYTES :]
     about = b"%b\0%b" % (CHANNEL.encode(), rest)
     mac = blake2b(about, key=b"a secret", digest_size=MAC_BYTES).digest()
     with pytest.raises(ForgedEnvelopeError):
-        SEALER.open(CHANNEL, SEALED[:1] + mac + rest)
+        SEALER.open(CHANNEL, SEALED[:2] + mac + rest)
 
 
 def _keys(names: str) -> list[bytes]:
     return [name.encode() for name in names]
 
 
-@pytest.mark.parametrize(("keys", "own"), [("1", "1"), ("12", "1"), ("123", "2")])
-def test_the_last_key_but_one_seals_and_each_is_believed(keys: str, own: str) -> None:
+@pytest.mark.parametrize(("keys", "own"), [("1", "1"), ("12", "12"), ("123", "23")])
+def test_the_last_two_keys_seal_and_each_is_believed(keys: str, own: str) -> None:
     sealer = Sealer(_keys(keys))
     sealed = sealer.seal(CHANNEL, ENVELOPE)
     assert sealed == Sealer(_keys(own)).seal(CHANNEL, ENVELOPE)
     for key in keys:
+        is_own = key in own
+        with nullcontext() if is_own else pytest.raises(ForgedEnvelopeError):
+            assert Sealer(_keys(key)).open(CHANNEL, sealed) == ENVELOPE
         by_one = Sealer(_keys(key)).seal(CHANNEL, ENVELOPE)
         assert sealer.open(CHANNEL, by_one) == ENVELOPE
     with pytest.raises(ForgedEnvelopeError):
         sealer.open(CHANNEL, Sealer([b"9"]).seal(CHANNEL, ENVELOPE))
+
+
+@pytest.mark.parametrize("count", [0, MAX_MACS + 1, 255])
+def test_a_number_of_macs_that_cannot_be_is_refused(count: int) -> None:
+    with pytest.raises(ForgedEnvelopeError, match="not an envelope"):
+        SEALER.open(CHANNEL, SEALED[:1] + bytes([count]) + SEALED[2:] * 20)
+
+
+@pytest.mark.parametrize(
+    "rolls",
+    [
+        ["A", "NA", "AN"],  # believed first, and signing in a second roll
+        ["A", "AN", "N"],
+        ["AB", "NAB", "ABN", "BN"],
+        ["AB", "BN"],
+    ],
+    ids="-".join,
+)
+def test_each_roll_of_a_rotation_by_hand_parts_nobody(rolls: list[str]) -> None:
+    for before, behind in pairwise(Sealer(_keys(keys)) for keys in rolls):
+        assert behind.open(CHANNEL, before.seal(CHANNEL, ENVELOPE)) == ENVELOPE
+        assert before.open(CHANNEL, behind.seal(CHANNEL, ENVELOPE)) == ENVELOPE
 
 
 @pytest.mark.parametrize("kept", [2, 3, 4])
