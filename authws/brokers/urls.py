@@ -86,6 +86,20 @@ class BrokerUrl:
                 "(with it: rediss://, tls://, amqps://)"
             )
         userinfo, _, hosts = authority.rpartition("@")
+        if "@" in userinfo and "," in userinfo:
+            raise ConfigurationError(
+                "AUTHWS_BROKER_URL: more than one @: user and password stand once, "
+                "before the first host; in them write @ as %40"
+            )
+        if path and kind in {"memory", "nats"}:
+            raise ConfigurationError(
+                f"AUTHWS_BROKER_URL: there is nothing behind the hosts of {kind}; in a "
+                "password write / as %2F, and several hosts as h1,h2 behind one scheme"
+            )
+        if hosts and kind == "memory":
+            raise ConfigurationError(
+                "AUTHWS_BROKER_URL: memory:// has no host: it is in this process"
+            )
         username, _, password = userinfo.partition(":")
         return cls(
             kind=kind,

@@ -16,6 +16,7 @@ from pathlib import Path
 import typer
 from pydantic import SecretStr
 
+from authws.cli.broker import why_broker_is_away
 from authws.cli.serve import (
     BehindProxy,
     Demo,
@@ -84,6 +85,7 @@ def _start_problems(settings: Settings) -> list[checks.Problem]:
             for step in (
                 lambda: prepare_data_dir(settings.data_dir),
                 lambda: _try_database(settings),
+                lambda: _try_broker(settings),
                 lambda: resolve(settings),
                 lambda: _try_security_log(settings),
                 lambda: _try_app(_rehearsal(settings, Path(nowhere))),
@@ -96,7 +98,7 @@ def _told(step: Callable[[], object]) -> Iterator[checks.Problem]:
     try:
         step()
     except ConfigurationError as error:
-        yield checks.Problem("error", str(error), "serve would not start")
+        yield checks.Problem("error", str(error), "serve would not start, or not serve")
 
 
 def _try_database(settings: Settings) -> None:
@@ -117,6 +119,14 @@ def _try_database(settings: Settings) -> None:
             await database.dispose()
 
     reach_database(work())
+
+
+def _try_broker(settings: Settings) -> None:
+    if why := why_broker_is_away(settings):
+        raise ConfigurationError(
+            f"{why.removesuffix('; trying again')}: see that it runs, and that "
+            "AUTHWS_BROKER_URL names it with its password"
+        )
 
 
 def _try_security_log(settings: Settings) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from authws.cli.broker import why_broker_is_away
 from authws.cli.stores import opened, run
 from authws.cli.user import DEFAULT_SCOPES
 from authws.exceptions import ConfigurationError, UnavailableError
@@ -82,6 +83,7 @@ def serve(
     )
     checks.check(settings, unknown_variables())
     reach_database(_open_database(settings))
+    why_broker_is_away(settings)  # it may come back; what can never work is refused
     with Listeners(settings) as listeners:
         _allow_connections(settings.max_connections)
         settings = settings.model_copy(update={"port": listeners.port})

@@ -57,9 +57,11 @@ class HistoryRules:
         nothing.
 
         Raises:
-            ValueError: a rule is none, with a sentence that says why.
+            ValueError: a rule is none, or can never decide, with a sentence that says
+                why.
         """
         self._rules = tuple(map(_parse, rules))
+        _demand_that_each_can_match([pattern for pattern, _ in self._rules])
         self.of = lru_cache(maxsize=4096)(self._of)
         """Return what a room keeps, or None if it keeps nothing."""
 
@@ -70,11 +72,24 @@ class HistoryRules:
 
     def _of(self, room: str) -> Retention | None:
         for pattern, retention in self._rules:
-            if pattern == room or (
-                pattern.endswith("*") and room.startswith(pattern[:-1])
-            ):
+            if _covers(pattern, room):
                 return retention
         return None
+
+
+def _demand_that_each_can_match(patterns: Sequence[str]) -> None:
+    for number, later in enumerate(patterns):
+        for earlier in patterns[:number]:
+            rest = later.removesuffix("*")
+            if earlier == later or (earlier.endswith("*") and _covers(earlier, rest)):
+                raise ValueError(
+                    f"the rule for {later!r:.80} never decides, for what it covers is "
+                    f"covered by {earlier!r:.80} before it: put that behind"
+                )
+
+
+def _covers(pattern: str, room: str) -> bool:
+    return pattern == room or (pattern.endswith("*") and room.startswith(pattern[:-1]))
 
 
 def _parse(rule: str) -> tuple[str, Retention | None]:

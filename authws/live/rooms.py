@@ -132,7 +132,7 @@ class Rooms(Mapping[str, Room]):
                     await self._recover(connection, room, since)
         except UnavailableError:
             raise MessageError(
-                "unavailable", "the broker cannot be reached; try again later"
+                "unavailable", "the broker does not answer, or refuses; try again later"
             ) from None
         finally:
             await self._close_if_empty(name)

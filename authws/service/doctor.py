@@ -29,6 +29,8 @@ wider holds strangers."""
 MESSAGES_IN_AN_OUTBOX = 4
 """How many of the largest messages must fit: a peer that reads has one on its way, and
 an answer and a presence behind it."""
+SMALLEST_HISTORY = 1_048_576
+"""Bytes: some of the largest messages in each of a broker's streams."""
 SMALLEST_MESSAGE = 1024
 """Bytes; an ``auth`` message with one of our own tokens has some 500."""
 
@@ -320,6 +322,12 @@ def _limits(settings: Settings) -> Iterator[Problem]:
         yield _error(
             f"no auth message fits into AUTHWS_MAX_MESSAGE_BYTES={largest}",
             f"set it to {SMALLEST_MESSAGE} at least",
+        )
+    if 0 < settings.history_bytes < SMALLEST_HISTORY:
+        yield _error(
+            f"AUTHWS_HISTORY_BYTES={settings.history_bytes} keeps next to nothing, and "
+            "brokers divide it among their streams",
+            f"set it to {SMALLEST_HISTORY} at least, or AUTHWS_HISTORY=*=0 to keep none",
         )
 
 

@@ -17,8 +17,10 @@ import pytest
 from authws.brokers import open_broker
 from authws.brokers.redis.lines import MAX_WAITING, MAX_WAITING_BYTES
 from authws.brokers.redis.wire import LIVES, read_message
+from authws.cli.broker import why_broker_is_away
 from authws.decisions.history import Position, Retention
 from authws.exceptions import ConfigurationError, UnavailableError
+from authws.service.settings import Settings
 from tests.brokers.peers import KEEP, Peer, settled
 from tests.certificates import Authority
 from tests.requirements import require
@@ -360,12 +362,17 @@ async def test_forgotten_script_is_sent_again() -> None:
         await peer.hears("room", b"1", b"2")
 
 
-async def test_full_redis_refuses_and_the_broker_stays_up() -> None:
+async def test_full_redis_refuses_and_the_broker_stays_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with RedisServer() as server, joined(server.url, "room") as peer:
         await peer.publish("room", b"1", KEEP)
         await server.run("CONFIG", "SET", "maxmemory", 1)
-        with pytest.raises(UnavailableError, match="OOM"):
-            await peer.publish("room", b"2", KEEP)
+        for _ in range(3):
+            with pytest.raises(UnavailableError, match="OOM"):
+                await peer.publish("room", b"2", KEEP)
+        (told,) = [r.getMessage() for r in caplog.records if "refuses" in r.msg]
+        assert "OOM (it is full" in told
         await peer.publish("room", b"carried")
         await server.run("CONFIG", "SET", "maxmemory", 0)
         await peer.publish("room", b"3", KEEP)
@@ -728,11 +735,18 @@ async def test_cluster_has_to_be_named_and_so_does_none() -> None:
             (node.url, r"add \?cluster=1"),
             (single.url.removesuffix("/0") + "?cluster=1", r"leave out \?cluster=1"),
         ):
+            settings = Settings(broker_url=url)
+            with pytest.raises(
+                ConfigurationError, match=why
+            ):  # before anything listens
+                await asyncio.to_thread(why_broker_is_away, settings)
             broker = open_broker(url, prefix="t")
             with pytest.raises(ConfigurationError, match=why):
                 await broker.start(Peer(broker))
             assert not broker.is_up
             await broker.stop()
+        settings = Settings(broker_url=single.url)
+        assert await asyncio.to_thread(why_broker_is_away, settings) == ""
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,8 @@ def test_keys_in_the_environment_are_not_rotated_behind_its_back(
         ([], {"AUTHWS_JWKS_ISSUER": "https://a.example"}, "AUTHWS_JWKS_URL"),
         ([], {"AUTHWS_JWKS_AUDIENCE": "chat"}, "AUTHWS_JWKS_URL"),
         ([], {"AUTHWS_OUTBOX_BYTES": "262143"}, "4 times AUTHWS_MAX_MESSAGE_BYTES"),
+        ([], {"AUTHWS_HISTORY_BYTES": "1048575"}, "1048576 at least"),
+        ([], {"AUTHWS_HISTORY": "*=100/300,private-*=0"}, "never decides"),
         ([], {"AUTHWS_MAX_MESSAGE_BYTES": "0"}, "4 times AUTHWS_MAX_MESSAGE_BYTES"),
         ([], {"AUTHWS_MAX_MESSAGE_BYTES": "1023"}, "set it to 1024"),
     ],
@@ -236,6 +238,7 @@ def test_doctor_takes_limits_that_just_fit_together(
 ) -> None:
     monkeypatch.setenv("AUTHWS_OUTBOX_BYTES", "4096")
     monkeypatch.setenv("AUTHWS_MAX_MESSAGE_BYTES", "1024")
+    monkeypatch.setenv("AUTHWS_HISTORY_BYTES", "1048576")
     assert "0 errors" in authws("doctor").output
 
 
@@ -615,3 +618,21 @@ def test_a_name_without_an_address_is_told_in_a_sentence(
 def test_version_needs_no_command() -> None:
     result = authws("--version")
     assert (result.exit_code, result.output) == (0, f"authws {version('authws')}\n")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hidden-canary@127.0.0.1:1/0",
+        "nats://hidden-canary@127.0.0.1:1",
+        "amqp://u:hidden-canary@127.0.0.1:1",
+    ],
+    ids=["redis", "nats", "rabbitmq"],
+)
+def test_doctor_tries_the_broker(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTHWS_BROKER_URL", url)
+    explained = authws("doctor")
+    assert explained.exit_code == 1
+    assert "at 127.0.0.1:1 cannot be reached: " in explained.output
+    assert "AUTHWS_BROKER_URL" in explained.output
+    assert "hidden-canary" not in explained.output

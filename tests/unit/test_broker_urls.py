@@ -234,8 +234,6 @@ def test_a_scheme_that_looks_like_one_is_named() -> None:
         "[::1][::2]",
         "[1.2.3.4]",
         "[v1.x]",
-        # as NATS clients write several; here the scheme stands once
-        "a:1,nats://b:2",
     ],
 )
 @pytest.mark.parametrize("before", ["", f"u:{SECRET}@"])
@@ -310,9 +308,31 @@ def test_a_key_without_its_certificate_is_refused() -> None:
 # ------------------------------------------------------------- what is never shown
 
 
+@pytest.mark.parametrize("path", ["/0", "/x/y", ",nats://h2"])
+def test_nothing_stands_behind_the_hosts_of_nats(path: str) -> None:
+    """Some clients write several servers so; here the scheme stands once."""
+    with pytest.raises(ConfigurationError, match="nothing behind the hosts") as no:
+        BrokerUrl.parse(f"nats://u:{SECRET}@h{path}")
+    assert SECRET not in str(no.value)
+
+
+@pytest.mark.parametrize("text", ["memory://h", "memory://h:1", "memory:///x"])
+def test_memory_is_in_this_process(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="memory"):
+        BrokerUrl.parse(text)
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats", "amqp"])
+def test_credentials_stand_once(kind: str) -> None:
+    """Else what stands before the second host would be a part of the password."""
+    with pytest.raises(ConfigurationError, match="stand once") as no:
+        BrokerUrl.parse(f"{kind}://u:{SECRET}@h1,u2:{SECRET}@h2")
+    assert SECRET not in str(no.value)
+
+
 @pytest.mark.parametrize("kind", ["redis", "nats", "amqp"])
 def test_neither_repr_nor_str_shows_credentials(kind: str) -> None:
-    url = BrokerUrl.parse(f"{kind}://the-user:{SECRET}@h/0")
+    url = BrokerUrl.parse(f"{kind}://the-user:{SECRET}@h" + "/0" * (kind != "nats"))
     for text in (repr(url), str(url), f"{url}", repr([url])):
         assert SECRET not in text
         assert "the-user" not in text

@@ -25,6 +25,33 @@ def test_every_room_keeps_what_the_default_says() -> None:
     assert rules.kept == (Retention(100, 300.0),)
 
 
+@pytest.mark.parametrize(
+    ("before", "behind", "is_useless"),
+    [
+        ("*", "private-*", True),
+        ("*", "private", True),
+        ("a*", "ab*", True),
+        ("a*", "a*", True),
+        ("a*", "a", True),
+        ("a", "a", True),
+        ("a", "a*", False),
+        ("ab*", "a*", False),
+        ("a*", "b*", False),
+        ("private-*", "*", False),
+    ],
+)
+def test_a_rule_that_can_never_decide_is_refused(
+    before: str, behind: str, is_useless: bool
+) -> None:
+    """Whoever wrote it believes that it does: that such a room keeps nothing, say."""
+    rules = (f"{before}=100/300", f"{behind}=0")
+    if is_useless:
+        with pytest.raises(ValueError, match="never decides"):
+            HistoryRules(rules)
+    else:
+        assert HistoryRules(rules).of(behind.replace("*", "z")) is None
+
+
 def test_no_rule_keeps_nothing() -> None:
     rules = HistoryRules(())
     assert rules.of("lobby") is None
@@ -32,13 +59,14 @@ def test_no_rule_keeps_nothing() -> None:
 
 
 def test_the_first_rule_that_covers_a_room_decides() -> None:
-    rules = HistoryRules(
-        ("lobby=1/10", "lobby=2/20", "log.*=0", "log.all=3/30", "l*=4/40", "*=0")
-    )
-    kept = {room: rules.of(room) for room in ("lobby", "log.all", "log", "l", "m")}
+    rules = HistoryRules(("lobby=1/10", "log.all=3/30", "log.*=0", "l*=4/40", "*=0"))
+    kept = {
+        room: rules.of(room) for room in ("lobby", "log.all", "log.x", "log", "l", "m")
+    }
     assert kept == {
         "lobby": Retention(1, 10.0),
-        "log.all": None,
+        "log.all": Retention(3, 30.0),
+        "log.x": None,
         "log": Retention(4, 40.0),
         "l": Retention(4, 40.0),
         "m": None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
@@ -33,6 +35,16 @@ from authws.exceptions import ConfigurationError, UnavailableError
 
 __all__ = ["RedisBroker"]
 
+logger = logging.getLogger("authws")
+
+COMPLAIN_EVERY = 60.0
+"""Seconds between two lines of the log about the same refusal."""
+HINTS = {
+    "OOM": " (it is full: see maxmemory and AUTHWS_HISTORY)",
+    "NOPERM": " (its user may not: see docs/brokers.md for what it needs)",
+    "WRONGTYPE": " (somebody else uses our names: see AUTHWS_BROKER_PREFIX)",
+    "MISCONF": " (it cannot write to its disk)",
+}
 PAUSE = 0.05
 """Seconds before a cluster is asked where its slots are now: moves come in series."""
 
@@ -83,6 +95,8 @@ class RedisBroker:
         self._follower: asyncio.Task[None] | None = None
         self._is_moved = False
         self._events = Events(self._lost, self._refused, self._arrived, self._moved)
+        self._clock = clock or Clock()
+        self._complained: dict[str, float] = {}
         self._lifeline = Lifeline(
             str(address),
             connect=self._connect,
@@ -193,6 +207,23 @@ class RedisBroker:
                 self._follow()
             case "READONLY" | "CLUSTERDOWN" | "MASTERDOWN" as word:
                 self._lifeline.lose(word)
+            case "ASK" | "TRYAGAIN" | "NOSCRIPT" | "LOADING":
+                pass  # it is on its way to what was asked
+            case word:
+                self._complain(word)
+
+    def _complain(self, word: str) -> None:
+        """Tell what is refused for good, such as for want of memory or of a right;
+        once in a while, for whoever publishes is told each time."""
+        now = self._clock.monotonic()
+        if now - self._complained.get(word, -math.inf) >= COMPLAIN_EVERY:
+            self._complained[word] = now
+            logger.warning(
+                "%s refuses what it is asked: %s%s",
+                self._address,
+                word,
+                HINTS.get(word, ""),
+            )
 
     def _moved(self, name: bytes) -> None:
         if name in self._subscribed:
