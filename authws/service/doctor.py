@@ -327,7 +327,7 @@ def _limits(settings: Settings) -> Iterator[Problem]:
         yield _error(
             f"AUTHWS_HISTORY_BYTES={settings.history_bytes} keeps next to nothing, and "
             "brokers divide it among their streams",
-            f"set it to {SMALLEST_HISTORY} at least, or AUTHWS_HISTORY=*=0 to keep none",
+            f"set it to {SMALLEST_HISTORY} at least (AUTHWS_HISTORY=*=0 keeps none)",
         )
 
 
