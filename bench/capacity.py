@@ -172,15 +172,20 @@ class Demand:
 
 
 def demand(load: Load, constants: Constants, workers: int) -> Demand:
-    """What a load asks of so many workers."""
+    """What a load asks of so many workers.
+
+    What a worker hears from the broker, of whichever rooms, it reads together once it
+    has much to do, so that this is what arrivals need of its time at most; what it
+    sends comes together only where one room speaks fast, and is reckoned alone.
+    """
     prices = constants.kept if load.is_kept else constants.carried
     carried = constants.carried
     hearing = load.hearing(workers)
-    arrivals = hearing * alone(prices.arrival)
+    arrivals = hearing * together(prices.arrival)
     if load.is_kept and constants.reads_all:
         arrivals += (workers - hearing) * together(prices.arrival)
     told = load.members if load.members <= TOLD else 0
-    change = constants.join + hearing * alone(carried.arrival)
+    change = constants.join + hearing * together(carried.arrival)
     change += told * alone(carried.delivery)
     return Demand(
         publishes=load.messages * alone(prices.publish) * MICRO,
@@ -190,7 +195,7 @@ def demand(load: Load, constants: Constants, workers: int) -> Demand:
         handshakes=load.changes / 2 * constants.handshake * MICRO,
         questions=load.changes / 2 * opening(load, constants, workers) * MICRO,
         idle=load.connections * constants.idle * MICRO,
-        beats=BEATS * workers**2 * alone(carried.arrival) * MICRO,
+        beats=BEATS * workers**2 * together(carried.arrival) * MICRO,
     )
 
 

@@ -142,10 +142,10 @@ def test_a_load_is_paid_for_by_each_of_its_parts() -> None:
     constants = Constants.read(results(), "redis")
     asked = capacity.demand(Load("", 600, 2, 10), constants, 1)
     assert asked.publishes == pytest.approx(10 * 60 * MICRO)
-    assert asked.arrivals == pytest.approx(10 * 40 * MICRO)
+    assert asked.arrivals == pytest.approx(10 * (30 / 16 + 10) * MICRO)
     assert asked.deliveries == pytest.approx(10 * 2 * 7 * MICRO)
     assert asked.handshakes == pytest.approx(1 * 400 * MICRO)
-    assert asked.presence == pytest.approx(2 * (350 + 40 + 2 * 7) * MICRO)
+    assert asked.presence == pytest.approx(2 * (350 + 30 / 16 + 10 + 2 * 7) * MICRO)
     assert asked.questions == 0
     assert asked.idle == pytest.approx(600 * 5 * MICRO)
 
