@@ -24,7 +24,7 @@ BROKERS = (MEMORY, "redis", "nats", "rabbitmq")
 NEEDS = {
     "redis": ("redis-server", "redis"),
     "nats": ("nats-server", "nats"),
-    "rabbitmq": ("rabbitmq-server", "aio_pika"),
+    "rabbitmq": ("rabbitmq-server", "pamqp"),
 }
 """The program and its client library."""
 

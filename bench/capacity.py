@@ -133,6 +133,8 @@ class Load:
     messages: float
     """A second, in all rooms together."""
     is_kept: bool = True
+    is_placed: bool = False
+    """Whether a balancer puts the members of a room on one worker."""
 
     @property
     def changes(self) -> float:
@@ -141,15 +143,19 @@ class Load:
 
     def hearing(self, workers: int) -> float:
         """How many workers have a member of a room, on average."""
+        if self.is_placed:
+            return 1.0
         return workers * (1 - (1 - 1 / workers) ** self.members)
 
     def openings(self, workers: int) -> float:
         """How many of those who come are the first on their worker."""
+        if self.is_placed:
+            return 1 / self.members
         return float((1 - 1 / workers) ** (self.members - 1))
 
     def asked(self, workers: int) -> float:
         """How many others a worker asks that opens a room."""
-        holders = min(self.hearing(workers), workers - 1)
+        holders = 0 if self.is_placed else min(self.hearing(workers), workers - 1)
         return holders if holders <= NAMED else workers - 1
 
 

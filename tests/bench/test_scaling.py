@@ -138,6 +138,18 @@ def test_only_who_has_a_room_is_asked_when_it_is_opened() -> None:
     assert small.asked(1) == big.asked(1) == 0
 
 
+def test_a_room_that_is_on_one_worker_is_heard_by_one_and_asks_nobody() -> None:
+    load = Load("", 100_000, 1000, 100, is_placed=True)
+    assert (load.hearing(50), load.asked(50)) == (1, 0)
+    constants = Constants.read(results(), "redis")
+    here, apart = (
+        capacity.demand(load_, constants, 50)
+        for load_ in (load, Load("", 100_000, 1000, 100))
+    )
+    assert here.arrivals < apart.arrivals / 40
+    assert here.deliveries == apart.deliveries
+
+
 def test_a_load_is_paid_for_by_each_of_its_parts() -> None:
     constants = Constants.read(results(), "redis")
     asked = capacity.demand(Load("", 600, 2, 10), constants, 1)
