@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import ssl
@@ -15,6 +16,7 @@ from tests.deploy.shipped import DEPLOY, ROOT, compose, configured
 from tests.deploy.test_systemd import SECRETS, of, one
 from tests.requirements import require
 from tests.running import PASSWORD
+from tests.servers.brokers import broker_server
 from tests.servers.nginx import moved
 
 ELSEWHERE = ("docker ", "sudo ", "kubectl ")
@@ -118,7 +120,7 @@ def test_the_unit_finds_what_was_installed() -> None:
     assert made.split()[-1] == one("User")
 
 
-def test_commands_beside_the_unit_work(tmp_path: Path) -> None:
+async def test_commands_beside_the_unit_work(tmp_path: Path) -> None:
     """As they are written, but for who runs them and where things are."""
     shutil.copy(DEPLOY / "systemd" / "authws.env", tmp_path)
     for name, secret in {
@@ -149,7 +151,9 @@ def test_commands_beside_the_unit_work(tmp_path: Path) -> None:
     doctor, add = (line for line in commands() if f"{PROGRAM} " in line)
     assert "user add alice" in add
     assert "alice" in run(f"{add} --password-stdin")
-    assert "0 errors, 0 warnings" in run(doctor)
+    async with broker_server("redis") as broker:
+        (tmp_path / "broker_url").write_text(broker.url)
+        assert "0 errors, 0 warnings" in await asyncio.to_thread(run, doctor)
 
 
 def test_the_secret_has_what_the_pods_mount() -> None:

@@ -111,6 +111,7 @@ async def test_what_was_missed_is_replayed_by_the_other_server(fleet: Fleet) -> 
     await alice.publish("now", name)
     await back.until(lambda: "now" in back.texts(name))
     assert back.texts(name) == [*range(10), "now"]
+    await alice.until(lambda: "now" in alice.texts(name))
     assert back.of("message") == alice.of("message")[1:]
     never = {"epoch": since["epoch"], "offset": 10**12}
     carol = await fleet.enter(1, "carol")

@@ -48,9 +48,9 @@ async def test_no_hash_costs_what_a_hash_costs(hasher: PasswordHasher) -> None:
     await hasher.verify(PASSWORD, None)
 
     async def seconds(hash: str | None) -> float:
-        started = time.perf_counter()
+        started = time.process_time()  # what others use of the machine is not in it
         assert await hasher.verify("wrong", hash) == (False, None)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     known = min([await seconds(stored) for _ in range(7)])
     unknown = min([await seconds(None) for _ in range(7)])

@@ -239,9 +239,9 @@ def test_good_token_over_the_length_limit_is_refused() -> None:  # TOK-38
 
 def test_length_is_decided_before_anything_is_parsed() -> None:  # TOK-38
     token = f"{HEADER}.{'A' * 16 * 1024 * 1024}.{SIGNATURE}"
-    started = time.perf_counter()
+    started = time.thread_time()
     refused(token)
-    assert time.perf_counter() - started < 0.05
+    assert time.thread_time() - started < 0.05
 
 
 @pytest.mark.parametrize("position", range(len(GOOD)))
