@@ -29,9 +29,7 @@ A_MINUTE = MILLION / 60
 LOADS = (
     Load("rooms of 10, a message a minute from each", MILLION, 10, A_MINUTE),
     Load("rooms of 1,000, a message a minute from each", MILLION, 1000, A_MINUTE),
-    Load(
-        "the same, each room on one worker", MILLION, 1000, A_MINUTE, is_placed=True
-    ),
+    Load("the same, each room on one worker", MILLION, 1000, A_MINUTE, is_placed=True),
     Load("one room, 1 message a second", MILLION, MILLION, 1.0),
     Load("one room, 10 messages a second", MILLION, MILLION, 10.0),
 )
