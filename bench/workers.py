@@ -435,7 +435,7 @@ def draw(result: Result) -> None:
             one.set(title=title, xlabel="workers")
             one.set_xticks(WORKERS)
             one.set_ylim(bottom=0)
-            one.yaxis.set_major_formatter("{x:,g}")
+            one.yaxis.set_major_formatter("{x:,.10g}")
         axes[0].legend(fontsize=8)
 
 
