@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,31 @@ from tests.servers.postgres import PostgresServer
 # passes that on: what the tests start shall hear it all the same.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _logging_as_it_was() -> Iterator[None]:
+    """A module that sets up logging, as a server does, is done with that at its end:
+    which one comes behind it in the same process is chance."""
+    before = {logger: _state_of(logger) for logger in _loggers()}
+    yield
+    fresh = (logging.NOTSET, True, False, ())
+    for logger in _loggers():
+        level, propagate, disabled, handlers = before.get(logger, fresh)
+        logger.setLevel(level)
+        logger.propagate, logger.disabled = propagate, disabled
+        logger.handlers[:] = handlers
+
+
+def _loggers() -> list[logging.Logger]:
+    known = logging.Logger.manager.loggerDict.values()
+    return [one for one in known if isinstance(one, logging.Logger)]
+
+
+def _state_of(
+    logger: logging.Logger,
+) -> tuple[int, bool, bool, tuple[logging.Handler, ...]]:
+    return logger.level, logger.propagate, logger.disabled, tuple(logger.handlers)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
