@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from authws.live.directory import NAMED_EACH
 from bench.simulation import Prices
 
 __all__ = ["Constants", "Demand", "Load", "Plan", "plan"]
@@ -30,8 +31,6 @@ STAY = 600.0
 """Seconds that a connection lasts in the scenarios."""
 TOGETHER = 16
 """Messages that come together where a broker is busy."""
-NAMED = 50
-"""Workers that have a room above which all are asked."""
 MOST = 20_000
 """Workers with which no plan is looked for any more."""
 
@@ -156,7 +155,7 @@ class Load:
     def asked(self, workers: int) -> float:
         """How many others a worker asks that opens a room."""
         holders = 0 if self.is_placed else min(self.hearing(workers), workers - 1)
-        return holders if holders <= NAMED else workers - 1
+        return holders if holders <= NAMED_EACH else workers - 1
 
 
 @dataclass(frozen=True)

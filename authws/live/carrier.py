@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Collection
@@ -17,6 +16,7 @@ from typing import Protocol
 
 from authws.brokers.base import Broker, Replay
 from authws.clock import Clock
+from authws.decisions.complaints import Complaints
 from authws.decisions.envelopes import (
     Envelope,
     ForgedEnvelopeError,
@@ -35,8 +35,6 @@ ALL = "@all"
 FRESH_FOR = 300
 """Seconds by which what is only carried may seem old, or early: longer than a message
 waits anywhere, and than clocks that are set by a server differ."""
-COMPLAIN_EVERY = 60.0
-"""Seconds between two lines of the log that say the same."""
 MAX_RECENT = 4096
 """Messages that are remembered, so that none of them is heard twice."""
 NOT_COUNTED = 0
@@ -84,8 +82,7 @@ class Carrier:
         self.has_lost = False
         """Whether something that nobody waits for was not taken by the broker."""
         self._clock = clock
-        self._told_at: dict[str, float] = {}
-        """When each complaint stood in the log, in monotonic seconds."""
+        self._complaints = Complaints(logger, clock.monotonic)
         self._recent: OrderedDict[int, None] = OrderedDict()
         """What was kept, and heard last."""
         self.node = secrets.token_urlsafe(8)
@@ -235,7 +232,7 @@ class Carrier:
             return self._sealer.open(channel, data)
         except ForgedEnvelopeError:
             self.refused["forged"] += 1
-            self._complain(
+            self._complaints.make(
                 "something came from the broker that no key of ours has sealed: do "
                 "all hosts have the same AUTHWS_SECRET_KEYS, or is the prefix used by "
                 "another deployment?"
@@ -266,7 +263,7 @@ class Carrier:
         if -FRESH_FOR <= age <= FRESH_FOR:
             return True
         self.refused["stale"] += 1
-        self._complain(
+        self._complaints.make(
             f"what worker {envelope.node} says is not heard: it seems to be from long "
             "ago, or from later: is it repeated, or do the hosts' clocks differ?"
         )
@@ -288,7 +285,7 @@ class Carrier:
             if seal in self._recent:
                 self.refused["doubled"] += 1
                 return False
-            self._complain(
+            self._complaints.make(
                 "another worker keeps a room otherwise than this one, and what it "
                 "says has no place in the history here: do all hosts have the same "
                 "AUTHWS_HISTORY?"
@@ -297,16 +294,6 @@ class Carrier:
         if len(self._recent) > MAX_RECENT:
             self._recent.popitem(last=False)
         return True
-
-    def _complain(self, sentence: str) -> None:
-        """Write to the log, each sentence once in a while only."""
-        now = self._clock.monotonic()
-        if now - self._told_at.get(sentence, -math.inf) < COMPLAIN_EVERY:
-            return
-        if len(self._told_at) >= MAX_RECENT:
-            self._told_at.clear()
-        self._told_at[sentence] = now
-        logger.warning(sentence)
 
     def _tell_gap(self, channel: str, node: str) -> None:
         assert self._rooms is not None  # noqa: S101

@@ -127,8 +127,8 @@ class Presence:
         """Ask one that may have missed something about the rooms it was in; one that
         is new was in none."""
         shared = [room.name for room in self._rooms.values() if node in room.elsewhere]
-        for some in batches(shared):
-            self._start(self._ask_about(some, node))
+        for question in self._questions({node: shared}):
+            self._start(question)
 
     def close(self, name: str) -> None:
         """Hear that a room is open here no longer."""
@@ -170,11 +170,7 @@ class Presence:
                     by_node[node].append(name)
         await asyncio.gather(
             *(self._ask_about(some, None) for some in batches(everybody)),
-            *(
-                self._ask_about(some, node)
-                for node, named in by_node.items()
-                for some in batches(named)
-            ),
+            *self._questions(by_node),
         )
 
     def _hear_of(self, holders: Holders) -> None:
@@ -186,9 +182,16 @@ class Presence:
                 for node in self._cluster.others if nodes is None else nodes:
                     if node in self._cluster.others and node not in room.elsewhere:
                         by_node[node].append(name)
+        for question in self._questions(by_node):
+            self._start(question)
+
+    def _questions(
+        self, by_node: Mapping[str, Iterable[str]]
+    ) -> Iterator[Coroutine[Any, Any, object]]:
+        """Ask each worker about some rooms, in as few messages as hold their names."""
         for node, named in by_node.items():
             for some in batches(named):
-                self._start(self._ask_about(some, node))
+                yield self._ask_about(some, node)
 
     async def _ask_about(self, names: list[str], node: str | None) -> frozenset[str]:
         """Return who did not answer."""

@@ -736,9 +736,7 @@ async def test_cluster_has_to_be_named_and_so_does_none() -> None:
             (single.url.removesuffix("/0") + "?cluster=1", r"leave out \?cluster=1"),
         ):
             settings = Settings(broker_url=url)
-            with pytest.raises(
-                ConfigurationError, match=why
-            ):  # before anything listens
+            with pytest.raises(ConfigurationError, match=why):
                 await asyncio.to_thread(why_broker_is_away, settings)
             broker = open_broker(url, prefix="t")
             with pytest.raises(ConfigurationError, match=why):

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from authws.decisions import gossip
+from authws.decisions.complaints import COMPLAIN_EVERY
 from authws.decisions.envelopes import Envelope, Kind, Sealer
 from authws.decisions.history import Retention
 from authws.exceptions import UnavailableError
 from authws.live import carrier as carrier_module
 from authws.live import rooms as rooms_module
-from authws.live.carrier import COMPLAIN_EVERY, FRESH_FOR
+from authws.live.carrier import FRESH_FOR
 from authws.live.cluster import ANSWER_WITHIN, BEATS_PER_LEASE
 from authws.live.presence import LEARN_AGAIN_AFTER
 from tests.cluster.workers import (

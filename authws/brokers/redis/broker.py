@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from authws.brokers.redis.servers import (
 from authws.brokers.redis.wire import Names, Wire, read_message, read_replay
 from authws.brokers.urls import BrokerUrl
 from authws.clock import Clock
+from authws.decisions.complaints import Complaints
 from authws.decisions.history import Position, Retention
 from authws.exceptions import ConfigurationError, UnavailableError
 
@@ -37,8 +37,6 @@ __all__ = ["RedisBroker"]
 
 logger = logging.getLogger("authws")
 
-COMPLAIN_EVERY = 60.0
-"""Seconds between two lines of the log about the same refusal."""
 HINTS = {
     "OOM": " (it is full: see maxmemory and AUTHWS_HISTORY)",
     "NOPERM": " (its user may not: see docs/brokers.md for what it needs)",
@@ -95,8 +93,7 @@ class RedisBroker:
         self._follower: asyncio.Task[None] | None = None
         self._is_moved = False
         self._events = Events(self._lost, self._refused, self._arrived, self._moved)
-        self._clock = clock or Clock()
-        self._complained: dict[str, float] = {}
+        self._complaints = Complaints(logger, (clock or Clock()).monotonic)
         self._lifeline = Lifeline(
             str(address),
             connect=self._connect,
@@ -209,21 +206,11 @@ class RedisBroker:
                 self._lifeline.lose(word)
             case "ASK" | "TRYAGAIN" | "NOSCRIPT" | "LOADING":
                 pass  # it is on its way to what was asked
-            case word:
-                self._complain(word)
-
-    def _complain(self, word: str) -> None:
-        """Tell what is refused for good, such as for want of memory or of a right;
-        once in a while, for whoever publishes is told each time."""
-        now = self._clock.monotonic()
-        if now - self._complained.get(word, -math.inf) >= COMPLAIN_EVERY:
-            self._complained[word] = now
-            logger.warning(
-                "%s refuses what it is asked: %s%s",
-                self._address,
-                word,
-                HINTS.get(word, ""),
-            )
+            case word:  # for good, such as for want of memory or of a right
+                self._complaints.make(
+                    f"{self._address} refuses what it is asked: {word}"
+                    f"{HINTS.get(word, '')}"
+                )
 
     def _moved(self, name: bytes) -> None:
         if name in self._subscribed:
